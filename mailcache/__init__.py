@@ -1,0 +1,23 @@
+"""mailcache keeps SMTP sessions open between deliveries, TLS included, and shares them."""
+
+from mailcache.delivery import deliver
+from mailcache.destination import Credentials, Destination
+from mailcache.limits import Limits, Timeouts
+from mailcache.memory import MemorySessionCache
+from mailcache.message import Envelope
+from mailcache.result import DeliveryError, DeliveryResult, UncertainDelivery
+from mailcache.trust.policy import TLSPolicy
+
+__all__ = [
+    "Credentials",
+    "DeliveryError",
+    "DeliveryResult",
+    "Destination",
+    "Envelope",
+    "Limits",
+    "MemorySessionCache",
+    "TLSPolicy",
+    "Timeouts",
+    "UncertainDelivery",
+    "deliver",
+]

@@ -1,0 +1,338 @@
+"""The kept stream: a transport, TLS in it, the queue of replies that are owed, deadlines and the idle watch.
+
+It knows what a reply is and that each is owed to something written before; what the replies mean is its
+receiver's business. A byte that nobody is owed ends it (rule R1), at any time, idle or not.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from typing import Protocol as TypingProtocol
+
+from OpenSSL import SSL
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IPushProducer, ISystemHandle, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mailcache.message import ContentFailed
+from mailcache.tls import TLSFailed, TLSLayer
+from mailcache.trust.evidence import Evidence
+from mailcache.wire.commands import QUIT
+from mailcache.wire.replies import Reply, ReplyParser
+
+NEVER = float("inf")
+
+USER_TIMEOUT = 60
+"""Seconds that written bytes may stay unacknowledged by TCP (TCP_USER_TIMEOUT): a peer that is up answers sooner."""
+
+
+class Cut(Exception):  # noqa: N818  (reads as the event it reports)
+    """A connection has ended, or is of no use any more.
+
+    :ivar reason: a word for statistics: "closed", "reset", "timeout", "unsolicited", "malformed", "tls",
+        "content", "aborted".
+    :ivar reply: the reply that ended it, if one did.
+    """
+
+    def __init__(self, reason: str, message: str, reply: Reply | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.reply = reply
+
+
+class Receiver(TypingProtocol):
+    """Whoever has the conversation over a connection."""
+
+    def tls_established(self) -> None:
+        """The handshake is done; nothing was judged."""
+
+    def reply_received(self, reply: Reply) -> None:
+        """A reply that was owed has come; more of the same read may follow."""
+
+    def early_reply(self, reply: Reply) -> None:
+        """A reply has come while content was being written. The connection is cut when this returns."""
+
+    def read_finished(self) -> None:
+        """All that was read has been parsed, and the connection is still good."""
+
+    def content_written(self) -> None:
+        """The last byte of the content is about to be handed to the transport."""
+
+    def connection_cut(self, cut: Cut) -> None:
+        """The connection is of no use any more. Called at most once, and nothing after it."""
+
+
+@implementer(IPushProducer)
+class Connection(Protocol):
+    """One connection to a server.
+
+    :param receiver: whom to tell what comes.
+    :param now: gives monotonic seconds.
+    :param on_gone: called once, with this, when the transport is closed.
+    :ivar deadline: when `expire` is to be called, on that clock; whoever keeps the connections looks at it.
+    :ivar flawed: why it must not be kept although it works ("bare LF", ...), or ``None``.
+    """
+
+    def __init__(self, receiver: Receiver, now: Callable[[], float], on_gone: Callable[[Connection], None]) -> None:
+        self.receiver = receiver
+        self.deadline = NEVER
+        self.flawed: str | None = None
+        self._now = now
+        self._on_gone = on_gone
+        self._wire: Any = None
+        self._parser = ReplyParser()
+        self._owed: deque[float] = deque()
+        self._tls: TLSLayer | None = None
+        self._ended = False
+        self._leaving = False
+        self._quitting = False
+        self._gone = False
+        self._chunks: Iterator[bytes] | None = None
+        self._next_chunk = b""
+        self._paused = False
+        self._progress_limit = 0.0
+        self._content_limits: Iterable[float] = ()
+
+    # -- from the transport ------------------------------------------------------------------------------------
+
+    def connectionMade(self) -> None:
+        wire = self._wire = self.transport
+        if ITCPTransport.providedBy(wire):
+            wire.setTcpNoDelay(True)
+            wire.setTcpKeepAlive(True)
+        if ISystemHandle.providedBy(wire) and hasattr(socket, "TCP_USER_TIMEOUT"):
+            handle = wire.getHandle()
+            if isinstance(handle, socket.socket) and handle.family != socket.AF_UNIX:
+                handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._ended:
+            return
+        tls = self._tls
+        if tls is not None:
+            handshaking = not tls.established
+            try:
+                data = tls.received(data)
+            except TLSFailed as error:
+                self._wire.write(tls.outgoing())
+                self.cut("tls", f"TLS failed: {error}")
+                return
+            if handshaking:
+                self._wire.write(tls.outgoing())
+                if tls.established:
+                    self.deadline = NEVER
+                    self.receiver.tls_established()
+        if data:
+            self._parse(data)
+        if tls is not None and tls.closed:
+            self.cut("closed", "the server closed TLS")
+        elif not self._ended:
+            self.receiver.read_finished()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._gone = True
+        if reason.check(ConnectionDone):
+            self.cut("closed", "the server closed the connection")
+        else:
+            self.cut("reset", f"the connection was lost: {reason.getErrorMessage()}")
+        self.deadline = NEVER
+        self._on_gone(self)
+
+    def _parse(self, data: bytes) -> None:
+        parser = self._parser
+        owed = self._owed
+        for reply in parser.feed(data):
+            if reply.flaw is not None:
+                self.flawed = reply.flaw
+            if self._chunks is not None:
+                self.receiver.early_reply(reply)
+                self.cut("unsolicited", "a reply came before the content was written", reply)
+            elif not owed:
+                self.cut("unsolicited", f"a reply that was not asked for: {reply}", reply)
+            else:
+                owed.popleft()
+                self.deadline = self._now() + owed[0] if owed else NEVER
+                if self._quitting:
+                    self._leave()
+                else:
+                    self.receiver.reply_received(reply)
+            if self._ended:
+                return
+        if parser.error is not None:
+            self.cut("malformed", f"not an SMTP reply: {parser.error}")
+        elif parser.pending and not owed and self._chunks is None:
+            self.cut("unsolicited", "bytes that were not asked for")
+
+    # -- its state ---------------------------------------------------------------------------------------------
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is owed or half read, and no flaw and no end was seen (rule R5)."""
+        return not self._owed and not self._parser.pending and self.flawed is None and not self._ended
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is of no use any more, be its transport closed or not."""
+        return self._ended
+
+    def evidence(self) -> Evidence:
+        """What the handshake has shown; to be called when TLS is established."""
+        assert self._tls is not None
+        return self._tls.evidence()
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def start_tls(self, context: SSL.Context, servername: str | None, limit: float) -> None:
+        """Begin a handshake, which may take ``limit`` seconds; nothing may be owed or half read."""
+        assert self.quiet or self.flawed is not None
+        self._tls = TLSLayer(context, servername)
+        self.deadline = self._now() + limit
+        self._tls.handshake()
+        self._wire.write(self._tls.outgoing())
+
+    def write(self, data: bytes, limits: Iterable[float]) -> None:
+        """Write a flight that is owed a reply for each of ``limits``: the seconds that each may take as a whole."""
+        owed = self._owed
+        owed.extend(limits)
+        if owed:
+            self.deadline = self._now() + owed[0]
+        self._send(data)
+
+    def write_content(self, data: bytes, limits: Iterable[float]) -> None:
+        """Write content that is one piece, terminator included."""
+        self._parser.lenient = True
+        self.receiver.content_written()
+        self.write(data, limits)
+
+    def stream_content(self, chunks: Iterator[bytes], progress_limit: float, limits: Iterable[float]) -> None:
+        """Write content chunk by chunk as the transport takes it, at most ``progress_limit`` seconds apart.
+
+        A failure of ``chunks`` cuts the connection: the end of content is written only behind all of it.
+        """
+        self._progress_limit = progress_limit
+        self._content_limits = limits
+        self._paused = False
+        self._chunks = chunks
+        try:
+            self._next_chunk = next(chunks)
+        except ContentFailed as error:
+            self.cut("content", str(error))
+            return
+        self._wire.registerProducer(self, True)
+        if not self._paused:
+            self.resumeProducing()
+
+    def resumeProducing(self) -> None:
+        self._paused = False
+        chunks = self._chunks
+        if chunks is None:
+            return
+        self.deadline = self._now() + self._progress_limit
+        while not self._paused and not self._ended:
+            chunk = self._next_chunk
+            try:
+                following = next(chunks, None)
+            except ContentFailed as error:
+                self.cut("content", str(error))
+                return
+            if following is None:
+                self._write_last(chunk)
+                return
+            self._next_chunk = following
+            self._send(chunk)
+
+    def _write_last(self, chunk: bytes) -> None:
+        if self._parser.pending:
+            # Rule R3: a reply that began before the end of content was written can't be its reply.
+            self.cut("unsolicited", "bytes of a reply came before the content was written")
+            return
+        self._stop_streaming()
+        self.write_content(chunk, self._content_limits)
+
+    def pauseProducing(self) -> None:
+        self._paused = True
+
+    def stopProducing(self) -> None:
+        self._chunks = None
+
+    def _stop_streaming(self) -> None:
+        if self._chunks is not None:
+            self._chunks = None
+            self._next_chunk = b""
+            self._wire.unregisterProducer()
+
+    def _send(self, data: bytes) -> None:
+        if self._tls is not None:
+            try:
+                data = self._tls.encrypt(data)
+            except TLSFailed as error:
+                self.cut("tls", f"TLS failed: {error}")
+                return
+        self._wire.write(data)
+
+    def forget_content(self) -> None:
+        """The reply to the content has come: from here on a flawed reply ends the connection again."""
+        self._parser.lenient = False
+
+    # -- ending ------------------------------------------------------------------------------------------------
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self._ended:
+            self._abort()
+        elif self._quitting:
+            self.cut("timeout", "the server did not answer QUIT in time")
+        elif self._chunks is not None:
+            self.cut("timeout", "the server took no content for too long")
+        elif self._tls is not None and not self._tls.established:
+            self.cut("timeout", "the TLS handshake took too long")
+        else:
+            self.cut("timeout", "the server did not reply in time")
+
+    def cut(self, reason: str, message: str, reply: Reply | None = None) -> None:
+        """End it at once; the receiver is told, unless it is ended already."""
+        if self._ended:
+            return
+        self._ended = True
+        self._stop_streaming()
+        self._owed.clear()
+        self._abort()
+        if not self._quitting:
+            self.receiver.connection_cut(Cut(reason, message, reply))
+
+    def quit(self, limit: float) -> None:
+        """Say QUIT, wait for the answer, close; all within ``limit`` seconds. The receiver hears nothing more."""
+        if self._ended:
+            return
+        self._quitting = True
+        self.write(QUIT, (limit,))
+
+    def leave(self, limit: float) -> None:
+        """Close without QUIT, within ``limit`` seconds. The receiver hears nothing more."""
+        if self._ended:
+            return
+        self._quitting = True
+        self.deadline = self._now() + limit
+        self._leave()
+
+    def _leave(self) -> None:
+        self._ended = True
+        if self.deadline == NEVER:
+            self.deadline = self._now() + CLOSE_LIMIT
+        if self._tls is not None:
+            self._wire.write(self._tls.close())
+        self._wire.loseConnection()
+
+    def _abort(self) -> None:
+        self.deadline = NEVER
+        if self._wire is not None and not self._gone:
+            self._wire.abortConnection()
+
+
+CLOSE_LIMIT = 5.0
+"""Seconds for what is still to be written when a connection is closed, before it is aborted."""

@@ -1,0 +1,308 @@
+"""Where mail should go and on whose behalf: the values of which every key is made."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import re
+from functools import lru_cache
+from typing import Any
+
+import attrs
+from OpenSSL import SSL
+
+from mailcache.trust.evidence import TLSClass
+from mailcache.trust.pem import certificates, use_client_certificate
+from mailcache.trust.policy import TLSPolicy
+from mailcache.wire import commands
+
+PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
+"""The protocols and their default ports; "smtps" is TLS from the first byte."""
+
+MAX_PEM = 4 * 1024 * 1024
+"""Bytes of a PEM file: the bundles that systems ship are below 300 KB; a log file named by mistake is not read."""
+
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
+_FORMS = "example.com, example.com:587, [mail.example.com], [192.0.2.1]:587, [2001:db8::1]:25 or unix:/path"
+
+
+@attrs.frozen(slots=True, cache_hash=True)
+class Credentials:
+    """A name and a password to log in with. Compared byte for byte; the password is in no repr.
+
+    :raises ValueError: for an empty name or a NUL, which no mechanism can carry (RFC 4616).
+    """
+
+    username: str
+    password: str = attrs.field(repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        for name, value in (("username", self.username), ("password", self.password)):
+            if not isinstance(value, str) or "\0" in value:
+                raise ValueError(f"credentials: the {name} must be a string without NUL")
+        if not self.username:
+            raise ValueError("credentials: the username is empty")
+
+
+@attrs.frozen(slots=True, cache_hash=True)
+class NextHop:
+    """A next hop, parsed: "domain" (found through DNS), "host" (used as it is) or "unix" (a socket's path)."""
+
+    kind: str
+    name: str
+    port: int | None
+
+    @classmethod
+    def parse(cls, text: str, default_port: int) -> NextHop:
+        """Parse Postfix's next-hop forms.
+
+        :raises ValueError: that says what was wrong and which forms there are.
+        """
+        if not isinstance(text, str):
+            raise ValueError(f"next hop: a string is wanted, not {type(text).__name__}")
+        if text.startswith("unix:"):
+            return cls("unix", _socket_path(text), None)
+        bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", text, re.DOTALL)
+        if bracketed:
+            name, port = bracketed.groups()
+            if name[:5].lower() == "ipv6:":
+                name = name[5:]
+            return cls("host", _address(name) or _domain(name, text), _port(port, default_port, text))
+        if _address(text):
+            raise ValueError(f"next hop: {text!r} is an address: write it in brackets, [{text}]")
+        name, colon, port = text.partition(":")
+        if _address(name):
+            raise ValueError(f"next hop: {name!r} is an address: write it in brackets, [{name}]:{port}")
+        return cls("domain", _domain(name, text), _port(port if colon else None, default_port, text))
+
+    def __str__(self) -> str:
+        if self.kind == "unix":
+            return f"unix:{self.name}"
+        return f"[{self.name}]:{self.port}" if self.kind == "host" else f"{self.name}:{self.port}"
+
+
+@attrs.frozen(slots=True, cache_hash=True)
+class Endpoint:
+    """One server address: what can be connected to. Host name and SNI are no part of it.
+
+    ``address`` is an IP address in its canonical form, with its scope ("fe80::1%eth0"), or a socket's path;
+    ``port`` is ``None`` for a socket.
+    """
+
+    protocol: str
+    address: str
+    port: int | None
+
+    def __str__(self) -> str:
+        where = f"unix:{self.address}" if self.port is None else f"[{self.address}]:{self.port}"
+        return f"{self.protocol}:{where}"
+
+
+@attrs.frozen(slots=True, cache_hash=True)
+class Identity:
+    """All that makes mail streams distinct: sessions of different identities are never shared.
+
+    ``client_certificate`` is the SHA-256 digest of the PEM; ``uid`` is the borrower's user in a keeper.
+    """
+
+    namespace: str
+    bind_address: str | None
+    helo_name: str | None
+    credentials: Credentials | None
+    client_certificate: str | None
+    proxy: str | None = None
+    uid: int | None = None
+
+
+@attrs.frozen(slots=True, cache_hash=True)
+class SessionKey:
+    """What must be equal for a session to be handed out: the one key for saving and finding."""
+
+    endpoint: Endpoint
+    identity: Identity
+    tls_class: TLSClass | None
+
+
+@attrs.frozen(init=False)
+class Destination:
+    """Where mail should go and on whose behalf. A value: equal ones are the same destination.
+
+    :param next_hop: one of Postfix's forms: "example.com" (a domain), "[mail.example.com]" (a host),
+        "[192.0.2.1]:587", "[2001:db8::1]:25", "unix:/path".
+    :param protocol: "smtp", "smtps" (TLS from the first byte) or "lmtp"; default ports 25, 465 and 24.
+    :param namespace: equal namespaces share sessions, others never do.
+    :param bind_address: the local IP address to connect from; ``None`` is whatever the system picks.
+    :param helo_name: the name for EHLO; ``None`` is the host's full name if it has one, else its address.
+    :param client_certificate: path of a PEM file with a private key and its certificate chain.
+    :param credentials: whom to log in as.
+    :param tls: a policy; ``None`` is "verify" where there are credentials, else "may".
+    :param one_flight: allow the whole message in one flight where the server can take it so; in no session's key.
+    :param proxy: reserved for connecting through a proxy; anything but ``None`` is refused so far.
+    :raises ValueError: that names the field, what was wrong with it and what would be right. The files that are
+        named are read now: the destination stands for their content.
+    """
+
+    next_hop: str
+    protocol: str
+    namespace: str
+    bind_address: str | None
+    helo_name: str | None
+    proxy: None
+    client_certificate: str | None
+    credentials: Credentials | None
+    tls: TLSPolicy
+    one_flight: bool
+    hop: NextHop = attrs.field(repr=False)
+    identity: Identity = attrs.field(repr=False)
+    tls_class: TLSClass | None = attrs.field(repr=False)
+    trust_anchors: bytes | None = attrs.field(repr=False, eq=False)
+    client_pem: bytes | None = attrs.field(repr=False, eq=False)
+    _hash: int = attrs.field(repr=False, eq=False)
+
+    def __init__(
+        self,
+        next_hop: str,
+        *,
+        protocol: str = "smtp",
+        namespace: str = "default",
+        bind_address: str | None = None,
+        helo_name: str | None = None,
+        proxy: None = None,
+        client_certificate: str | None = None,
+        credentials: Credentials | None = None,
+        tls: TLSPolicy | None = None,
+        one_flight: bool = False,
+    ) -> None:
+        if protocol not in PORTS:
+            raise ValueError(f"protocol: {protocol!r} is not one of {', '.join(PORTS)}")
+        if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
+            raise ValueError(f"namespace: {namespace!r} is not a printable string of at least one character")
+        if credentials is not None and not isinstance(credentials, Credentials):
+            raise ValueError(f"credentials: a Credentials object is wanted, not {type(credentials).__name__}")
+        if tls is not None and not isinstance(tls, TLSPolicy):
+            raise ValueError(f'tls: a TLSPolicy is wanted, as in TLSPolicy("verify"), not {type(tls).__name__}')
+        if proxy is not None:
+            raise ValueError("proxy: connections are made directly; there is no proxy support yet")
+        if helo_name is not None:
+            commands.ehlo(helo_name)
+        hop = NextHop.parse(next_hop, PORTS[protocol])
+        policy = tls if tls is not None else TLSPolicy("verify" if credentials is not None else "may")
+        if protocol == "smtps" and policy.level in ("none", "may"):
+            raise ValueError(f'tls: "smtps" is TLS from the first byte, and level "{policy.level}" does not demand TLS')
+        anchors = None if policy.ca_file is None else _pem("ca_file", policy.ca_file, b"CERTIFICATE-----")
+        client = (
+            None if client_certificate is None else _pem("client_certificate", client_certificate, b"PRIVATE KEY-----")
+        )
+        if policy.level != "none":
+            _check_ciphers(policy.ciphers)
+        bound = None if bind_address is None else _address(bind_address)
+        if bind_address is not None and bound is None:
+            raise ValueError(f"bind_address: {bind_address!r} is not an IP address")
+        identity = Identity(namespace, bound, helo_name, credentials, _digest(client))
+        tls_class = (
+            TLSClass(_digest(anchors), policy.min_version, policy.ciphers, identity.client_certificate)
+            if policy.level != "none"
+            else None
+        )
+        self.__attrs_init__(
+            str(hop), protocol, namespace, bound, helo_name, None, client_certificate, credentials, policy,
+            bool(one_flight), hop, identity, tls_class, anchors, client,
+            hash((hop, protocol, identity, tls_class, policy, one_flight)),
+        )  # fmt: skip
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def key(self, endpoint: Endpoint) -> SessionKey:
+        """The key of this destination's sessions with ``endpoint``."""
+        return SessionKey(endpoint, self.identity, self.tls_class)
+
+    def __str__(self) -> str:
+        return f"{self.protocol}:{self.next_hop}"
+
+
+def _digest(content: bytes | None) -> str | None:
+    return None if content is None else hashlib.sha256(content).hexdigest()
+
+
+def _address(text: str) -> str | None:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
+
+
+def _domain(name: str, text: str) -> str:
+    name = name.removesuffix(".")
+    if not name.isascii():
+        raise ValueError(f"next hop: {text!r}: write an international name in its ASCII form, xn--...")
+    labels = name.split(".")
+    if not name or len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError(f"next hop: {text!r} is not {_FORMS}")
+    if labels[-1].isdigit():
+        raise ValueError(f"next hop: {text!r} is neither a host name nor an IP address")
+    return name.lower()
+
+
+def _port(port: str | None, default: int, text: str) -> int:
+    if port is None:
+        return default
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+        raise ValueError(f"next hop: {text!r}: the port {port!r} is not a number from 1 to 65535")
+    return int(port)
+
+
+def _socket_path(text: str) -> str:
+    path = text.removeprefix("unix:")
+    # 107 bytes is what sockaddr_un holds with its final NUL on Linux (unix(7)).
+    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > 107:
+        raise ValueError(f"next hop: {text!r}: an absolute path of at most 107 bytes is wanted after unix:")
+    return path
+
+
+def _pem(field: str, path: str, wanted: bytes) -> bytes:
+    try:
+        status = os.stat(path)
+        content = _read(path, status.st_mtime_ns, status.st_ino, status.st_size)
+    except OSError as error:
+        raise ValueError(f"{field}: {path!r} can't be read: {error.strerror}") from error
+    if wanted not in content:
+        raise ValueError(f"{field}: {path!r} holds no PEM {wanted.rstrip(b'-').decode().lower()}")
+    try:
+        _try_pem(content, field == "client_certificate")
+    except (SSL.Error, ValueError) as error:
+        raise ValueError(f"{field}: {path!r} holds PEM that can't be used: {error or 'broken'}") from error
+    return content
+
+
+@lru_cache(maxsize=64)
+def _read(path: str, *_status: int) -> bytes:
+    with open(path, "rb") as file:
+        content = file.read(MAX_PEM + 1)
+    if len(content) > MAX_PEM:
+        raise ValueError(f"{path!r} has more than {MAX_PEM} bytes: it is no PEM file")
+    return content
+
+
+@lru_cache(maxsize=64)
+def _try_pem(content: bytes, with_key: bool) -> None:
+    if with_key:
+        use_client_certificate(SSL.Context(SSL.TLS_CLIENT_METHOD), content)
+    else:
+        certificates(content)
+
+
+@lru_cache(maxsize=64)
+def _check_ciphers(ciphers: str | None) -> None:
+    if ciphers is None:
+        return
+    try:
+        SSL.Context(SSL.TLS_CLIENT_METHOD).set_cipher_list(ciphers.encode("ascii"))
+    except (SSL.Error, UnicodeError, AttributeError) as error:
+        raise ValueError(f"ciphers: {ciphers!r} is no OpenSSL cipher string that selects anything") from error
+
+
+def field_names(of: Any) -> tuple[str, ...]:
+    """The names of the compared fields of a value class: what a key is made of."""
+    return tuple(field.name for field in attrs.fields(of) if field.eq)

@@ -1,0 +1,88 @@
+"""The contracts: what a cache, a session and a router promise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from zope.interface import Attribute, Interface
+
+if TYPE_CHECKING:
+    from twisted.internet.defer import Deferred
+
+    from mailcache.destination import Destination, Endpoint
+    from mailcache.message import Content, Envelope, Needs
+    from mailcache.result import DeliveryResult
+    from mailcache.routing.route import Route
+    from mailcache.trust.evidence import Evidence
+    from mailcache.wire.capabilities import Capabilities
+
+
+class ISession(Interface):
+    """The lease of a session: its exclusive use by one borrower.
+
+    It ends exactly once, by `release` or `discard`, whichever comes first; after that every use of it but these
+    two raises `RuntimeError`, and these do nothing. A lease that is dropped without either is reclaimed when it is
+    collected, which is logged as the defect it is.
+    """
+
+    capabilities: Capabilities = Attribute("What the server has offered, after TLS where there is TLS.")
+    evidence: Evidence = Attribute("What TLS has shown; `CLEAR` without TLS.")
+    endpoint: Endpoint = Attribute("Which server address this is a session with.")
+    peer: str = Attribute("The server's address as text, for logs.")
+    uses: int = Attribute("How many transactions were begun on the session, by anybody.")
+
+    def send(envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
+        """Send one message: one transaction, never repeated.
+
+        Fires after all that was read is parsed, so that whatever came with the last reply has been noticed.
+
+        :raises RuntimeError: if the lease has ended, or the message before has no result yet.
+        :raises ValueError: for content that can't be read, or contradicts the envelope.
+        :return: fires a `DeliveryResult` with the server's verdict, whatever it is. Fails with `DeliveryError` if the
+            message was certainly not delivered, with `UncertainDelivery` if nobody can know. Cancelling it ends the
+            session, with `CancelledError` before the end of content was written and `UncertainDelivery` after.
+        """
+
+    def release() -> None:
+        """End the lease; the session is kept if it stands at a clean place, and closed if not."""
+
+    def discard() -> None:
+        """End the lease and the session."""
+
+
+class ISessionCache(Interface):
+    """Where sessions come from, kept or new."""
+
+    clock: Any = Attribute("The `IReactorTime` on which deadlines of deliveries run.")
+
+    def acquire(
+        destination: Destination,
+        *,
+        needs: Needs = ...,
+        fresh: bool = False,
+        avoid: frozenset[Endpoint] = ...,
+        timeout: float | None = None,
+    ) -> Deferred[ISession]:
+        """Lease a session with ``destination``: a kept one where one serves, else a new one.
+
+        :param needs: what the message demands of the server.
+        :param fresh: only one that never carried a message; it goes before all who wait.
+        :param avoid: endpoints that are not wanted.
+        :param timeout: seconds to wait for a place where limits leave none; ``None`` is the limits' wait_timeout.
+        :return: fires the lease, fails with `DeliveryError` (phase, last real error). Cancelling it gives up its place.
+        """
+
+    def statistics() -> Deferred[dict[str, Any]]:
+        """Fires counts: numbers under "leased", "idle", "opening", "waiting", "hits", "handshakes", "fallbacks";
+        dicts by reason under "misses" and "evictions"."""
+
+    def close() -> Deferred[None]:
+        """End everything: idle sessions now, leased ones after their transaction (with a limit), those who wait with
+        an error. Fires when all sockets are gone; may be called again."""
+
+
+class IRouter(Interface):
+    """Finds where a destination's mail goes."""
+
+    def route(destination: Destination) -> Deferred[Route]:
+        """Fires the `Route`, at least one hop; fails with a `DeliveryError` of phase "routing". Can be cancelled."""

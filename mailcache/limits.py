@@ -1,0 +1,71 @@
+"""How much and how long: the limits of a cache and the time limits of a conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+
+def _whole(minimum: int) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ValueError(f"{attribute.name}: {value!r} is not a whole number of at least {minimum}")
+
+    return check
+
+
+def _seconds(minimum: float) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not minimum <= value < float("inf"):  # type: ignore[operator]
+            raise ValueError(f"{attribute.name}: {value!r} is not a number of seconds of at least {minimum:g}")
+
+    return check
+
+
+@attrs.frozen(slots=True, kw_only=True)
+class Limits:
+    """What a cache may hold, for how long, and who may wait. Seconds, unless said otherwise.
+
+    ``sessions`` bounds all that is open or being opened, idle ones included; ``sessions_per_destination`` and
+    ``sessions_per_endpoint`` bound the same for one destination and for one server address. ``waiters`` bounds
+    the requests that wait for a place, ``wait_timeout`` how long one waits. ``idle_timeout`` (and
+    ``idle_timeout_mx`` for next hops found by domain, which belong to others: Postfix
+    smtp_connection_cache_time_limit is 2 s) ends what nobody uses; ``max_age`` (Postfix
+    smtp_connection_reuse_time_limit) is spread by 20 % so that sessions opened together do not end together;
+    ``max_uses`` is the number of transactions, ``None`` for no limit.
+    """
+
+    sessions: int = attrs.field(default=1000, validator=_whole(1))
+    sessions_per_destination: int = attrs.field(default=20, validator=_whole(1))
+    sessions_per_endpoint: int = attrs.field(default=20, validator=_whole(1))
+    waiters: int = attrs.field(default=1000, validator=_whole(0))
+    idle_timeout: float = attrs.field(default=30, validator=_seconds(0))
+    idle_timeout_mx: float = attrs.field(default=5, validator=_seconds(0))
+    max_age: float = attrs.field(default=300, validator=_seconds(0))
+    max_uses: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole(1)))
+    wait_timeout: float = attrs.field(default=30, validator=_seconds(0))
+
+
+@attrs.frozen(slots=True, kw_only=True)
+class Timeouts:
+    """Seconds that the peer may take, for each reply as a whole (RFC 5321 4.5.3.2).
+
+    ``content`` is the longest time without progress while content is written; ``starttls`` covers the reply
+    and the handshake; ``first_reply`` is awaited on a reused session before it counts as dead.
+    """
+
+    connect: float = attrs.field(default=30, validator=_seconds(0.001))
+    greeting: float = attrs.field(default=300, validator=_seconds(0.001))
+    ehlo: float = attrs.field(default=300, validator=_seconds(0.001))
+    starttls: float = attrs.field(default=300, validator=_seconds(0.001))
+    auth: float = attrs.field(default=300, validator=_seconds(0.001))
+    mail: float = attrs.field(default=300, validator=_seconds(0.001))
+    rcpt: float = attrs.field(default=300, validator=_seconds(0.001))
+    data: float = attrs.field(default=120, validator=_seconds(0.001))
+    content: float = attrs.field(default=180, validator=_seconds(0.001))
+    dot: float = attrs.field(default=600, validator=_seconds(0.001))
+    rset: float = attrs.field(default=20, validator=_seconds(0.001))
+    quit: float = attrs.field(default=5, validator=_seconds(0.001))
+    first_reply: float = attrs.field(default=20, validator=_seconds(0.001))

@@ -1,0 +1,397 @@
+"""The cache in memory: the pool's decisions carried out, on a reactor and a clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from mailcache.connection import Connection, Cut
+from mailcache.destination import Destination, Endpoint
+from mailcache.interfaces import IRouter, ISession, ISessionCache
+from mailcache.limits import Limits, Timeouts
+from mailcache.message import NO_NEEDS, Content, Envelope, Needs
+from mailcache.opening import Opener
+from mailcache.pool import (
+    IDLE,
+    LEASED,
+    OPENING,
+    Action,
+    Close,
+    Fail,
+    Grant,
+    Member,
+    Open,
+    Pool,
+    Request,
+    closed_error,
+)
+from mailcache.result import DeliveryError, DeliveryResult
+from mailcache.routing.hosts import HostRouter
+from mailcache.routing.route import Route
+from mailcache.session import Session
+from mailcache.ticker import Ticker, interval_for
+from mailcache.trust.evidence import Evidence
+from mailcache.wire.capabilities import Capabilities
+
+CLOSE_LIMIT = 30.0
+"""Seconds that `close` gives transactions under way before it aborts them: what supervisors allow before they kill."""
+
+
+@implementer(ISession)
+class Lease:
+    """The lease of a session of this process; see `ISession`."""
+
+    __slots__ = ("__weakref__", "_cache", "_ended", "_member", "_session")
+
+    def __init__(self, cache: MemorySessionCache, member: Member, session: Session) -> None:
+        self._cache = cache
+        self._member = member
+        self._session = session
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"<Lease of {self._session!r}{', ended' if self._ended else ''}>"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._session.capabilities
+
+    @property
+    def evidence(self) -> Evidence:
+        return self._session.evidence
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self._session.key.endpoint
+
+    @property
+    def peer(self) -> str:
+        return self._session.peer
+
+    @property
+    def uses(self) -> int:
+        return self._session.uses
+
+    def send(self, envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
+        if self._ended:
+            raise RuntimeError("the lease of this session has ended")
+        return self._session.send(envelope, content)
+
+    def release(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._cache._released(self._member, self._session)
+
+    def discard(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._cache._discarded(self._member, self._session)
+
+    def __del__(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._cache._leaked(self._member, self._session)
+
+
+@implementer(ISessionCache)
+class MemorySessionCache:
+    """Sessions kept in this process.
+
+    :param reactor: provides TCP and UNIX connections, time and name resolution.
+    :param limits: how much is kept, and how long.
+    :param timeouts: how long peers may take.
+    :param router: an `IRouter`; ``None`` finds hosts by their addresses.
+    :param clock: gives monotonic seconds; ``None`` is `time.monotonic`. With a `task.Clock` as the reactor, give its
+        ``seconds``.
+    :raises ValueError: if ``limits`` or ``timeouts`` are of another type.
+    """
+
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: Any,
+        limits: Limits | None = None,
+        timeouts: Timeouts | None = None,
+        router: Any = None,
+        *,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        if limits is not None and not isinstance(limits, Limits):
+            raise ValueError(f"limits: a Limits object is wanted, not {type(limits).__name__}")
+        if timeouts is not None and not isinstance(timeouts, Timeouts):
+            raise ValueError(f"timeouts: a Timeouts object is wanted, not {type(timeouts).__name__}")
+        self.clock = reactor
+        self._now = clock if clock is not None else time.monotonic
+        self._limits = limits if limits is not None else Limits()
+        self._timeouts = timeouts if timeouts is not None else Timeouts()
+        self._router = IRouter(router) if router is not None else HostRouter(reactor)
+        self._pool = Pool(self._limits, time.time)
+        self._opener = Opener(reactor, self._timeouts, self._now, time.time, self._connection_gone)
+        self._ticker = Ticker(reactor, interval_for(self._limits, self._timeouts), self._tick)
+        self._connections: dict[Connection, Member] = {}
+        self._openings: dict[Member, Deferred[Session]] = {}
+        self._lookups: dict[Destination, Deferred[Route]] = {}
+        self._granted: dict[Request, Deferred[ISession]] = {}
+        self._handshakes = 0
+        self._close_deadline: float | None = None
+        self._closed: list[Deferred[None]] = []
+
+    # -- ISessionCache -----------------------------------------------------------------------------------------
+
+    def acquire(
+        self,
+        destination: Destination,
+        *,
+        needs: Needs = NO_NEEDS,
+        fresh: bool = False,
+        avoid: frozenset[Endpoint] = frozenset(),
+        timeout: float | None = None,
+    ) -> Deferred[ISession]:
+        if not isinstance(destination, Destination):
+            raise ValueError(f"destination: a Destination is wanted, not {type(destination).__name__}")
+        now = self._now()
+        pool = self._pool
+        member = None if fresh or pool.closed else pool.take(destination, needs, fresh, avoid, now)
+        if member is not None:
+            return succeed(self._lease(member, now))
+        patience = self._limits.wait_timeout if timeout is None else timeout
+        if patience < 0:
+            raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
+        request = Request(destination, needs, fresh, avoid)
+        granted: Deferred[ISession] = Deferred(lambda _: self._cancelled(request))
+        self._granted[request] = granted
+        self._ticker.start()
+        self._carry_out(pool.request(request, now, patience))
+        return granted
+
+    def statistics(self) -> Deferred[dict[str, Any]]:
+        pool = self._pool
+        return succeed(
+            {
+                "leased": pool.count(LEASED),
+                "idle": pool.count(IDLE),
+                "opening": pool.count(OPENING),
+                "waiting": pool.waiting,
+                "hits": pool.hits,
+                "handshakes": self._handshakes,
+                "fallbacks": 0,
+                "misses": dict(pool.misses),
+                "evictions": dict(pool.evictions),
+            }
+        )
+
+    def close(self) -> Deferred[None]:
+        closed: Deferred[None] = Deferred()
+        self._closed.append(closed)
+        if not self._pool.closed:
+            self._close_deadline = self._now() + CLOSE_LIMIT
+            self._ticker.start()
+            self._carry_out(self._pool.close())
+            for lookup in list(self._lookups.values()):
+                lookup.cancel()
+        self._check_closed()
+        return closed
+
+    # -- leases ------------------------------------------------------------------------------------------------
+
+    def _lease(self, member: Member, now: float) -> Lease:
+        session = member.session
+        assert isinstance(session, Session)
+        if session.uses:
+            self._log.info(
+                "session {session} to {host}[{address}] reused: {version} {cipher}, {verdict}, "
+                "use {use}, {age:.1f} s old",
+                **self._facts(member, session, now),
+            )
+        return Lease(self, member, session)
+
+    def _facts(self, member: Member, session: Session, now: float) -> dict[str, Any]:
+        candidate = member.candidate
+        evidence = session.evidence
+        verdict = member.verdicts.get(candidate.requirement)
+        return {
+            "session": session.id,
+            "host": candidate.hop.host,
+            "address": candidate.endpoint.address,
+            "version": evidence.version or "clear text",
+            "cipher": evidence.cipher or "",
+            "verdict": verdict.reason if verdict is not None else "not judged",
+            "use": session.uses + 1,
+            "age": now - member.opened_at,
+        }
+
+    def _released(self, member: Member, session: Session) -> None:
+        if session.busy:
+            self._discarded(member, session)
+            return
+        self._carry_out(self._pool.released(member, session.reusable, self._now()))
+
+    def _discarded(self, member: Member, session: Session) -> None:
+        if session.busy:
+            session.abandon()
+        self._carry_out(self._pool.released(member, False, self._now()))
+
+    def _leaked(self, member: Member, session: Session) -> None:
+        """A lease was collected that had not ended. This may be any thread."""
+        reclaim = self._reclaim
+        if IReactorFromThreads.providedBy(self.clock):
+            self.clock.callFromThread(reclaim, member, session)
+        else:
+            self.clock.callLater(0, reclaim, member, session)
+
+    def _reclaim(self, member: Member, session: Session) -> None:
+        self._log.error(
+            "a lease of session {session} was dropped without release() or discard(): reclaimed",
+            session=session.id,
+        )
+        self._discarded(member, session)
+
+    # -- what the pool wants done --------------------------------------------------------------------------------
+
+    def _carry_out(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Grant):
+                self._grant(action.request, action.member)
+            elif isinstance(action, Open):
+                self._open(action.member)
+            elif isinstance(action, Close):
+                self._end(action.member, action.reason)
+            elif isinstance(action, Fail):
+                self._fail(action.request, action.error)
+            else:
+                self._resolve(action.destination)
+
+    def _grant(self, request: Request, member: Member) -> None:
+        granted = self._granted.pop(request)
+        granted.callback(self._lease(member, self._now()))
+
+    def _fail(self, request: Request, error: DeliveryError) -> None:
+        granted = self._granted.pop(request, None)
+        if granted is not None:
+            granted.errback(Failure(error))
+
+    def _cancelled(self, request: Request) -> None:
+        if self._granted.pop(request, None) is not None:
+            self._carry_out(self._pool.cancel(request, self._now()))
+
+    def _resolve(self, destination: Destination) -> None:
+        lookup = self._router.route(destination)
+        self._lookups[destination] = lookup
+        lookup.addCallbacks(
+            lambda route: self._routed(destination, route),
+            lambda failure: self._unroutable(destination, failure),
+        )
+        lookup.addErrback(self._surprised)
+
+    def _routed(self, destination: Destination, route: Route) -> None:
+        self._lookups.pop(destination, None)
+        if not route.hops:
+            raise ValueError(f"the router gave no hop for {destination}")
+        self._carry_out(self._pool.routed(destination, route, self._now()))
+
+    def _unroutable(self, destination: Destination, failure: Failure) -> None:
+        self._lookups.pop(destination, None)
+        error = failure.value
+        if not isinstance(error, DeliveryError):
+            error = DeliveryError(f"no route to {destination}: {error}", phase="routing")
+            error.__cause__ = failure.value
+        self._carry_out(self._pool.unroutable(destination, error, self._now()))
+        self._check_closed()
+
+    def _open(self, member: Member) -> None:
+        candidate = member.candidate
+        opening = self._opener.open(
+            member.destination,
+            candidate.hop,
+            candidate.key,
+            candidate.requirement,
+            lambda connection: self._connections.__setitem__(connection, member),
+        )
+        self._openings[member] = opening
+        opening.addCallbacks(
+            lambda session: self._opened(member, session), lambda failure: self._not_opened(member, failure)
+        )
+        opening.addErrback(self._surprised)
+
+    def _opened(self, member: Member, session: Session) -> None:
+        self._openings.pop(member, None)
+        if session.evidence.version is not None:
+            self._handshakes += 1
+        session.on_cut = lambda cut: self._session_cut(member, cut)
+        now = self._now()
+        actions = self._pool.opened(member, session, now)
+        self._log.info(
+            "session {session} to {host}[{address}] made in {setup:.3f} s: {version} {cipher}, {verdict}",
+            setup=session.setup_seconds,
+            **self._facts(member, session, now),
+        )
+        self._carry_out(actions)
+
+    def _not_opened(self, member: Member, failure: Failure) -> None:
+        self._openings.pop(member, None)
+        error = failure.value
+        if isinstance(error, CancelledError):
+            error = closed_error()
+        elif not isinstance(error, DeliveryError):
+            self._surprised(failure)
+            error = DeliveryError(f"opening a session failed: {error}", phase="connect")
+        gone = member not in self._connections.values()
+        if not isinstance(failure.value, CancelledError):
+            self._log.info(
+                "no session with {endpoint}: {error}",
+                endpoint=str(member.candidate.endpoint),
+                error=str(error),
+            )
+        self._carry_out(self._pool.failed(member, error, self._now(), gone=gone))
+        self._check_closed()
+
+    def _surprised(self, failure: Failure) -> None:
+        self._log.failure("a defect in mailcache or in a router", failure)
+
+    def _end(self, member: Member, reason: str) -> None:
+        opening = self._openings.get(member)
+        if opening is not None:
+            opening.cancel()
+            return
+        session = member.session
+        assert isinstance(session, Session)
+        self._log.debug("session {session} ended: {reason}", session=session.id, reason=reason)
+        session.end()
+
+    # -- connections -----------------------------------------------------------------------------------------------
+
+    def _connection_gone(self, connection: Connection) -> None:
+        member = self._connections.pop(connection, None)
+        if member is not None:
+            self._carry_out(self._pool.gone(member, self._now()))
+        self._check_closed()
+
+    def _session_cut(self, member: Member, cut: Cut) -> None:
+        self._log.debug("session {session} lost: {cut}", session=getattr(member.session, "id", "?"), cut=str(cut))
+        self._pool.lost(member, cut.reason)
+
+    def _tick(self) -> bool:
+        now = self._now()
+        for connection in list(self._connections):
+            if connection.deadline <= now:
+                connection.expire()
+        self._carry_out(self._pool.tick(now))
+        if self._close_deadline is not None and self._close_deadline <= now:
+            for connection in list(self._connections):
+                connection.cut("aborted", "the cache was closed")
+        return not self._pool.empty or bool(self._connections)
+
+    def _check_closed(self) -> None:
+        if self._closed and not self._connections and not self._openings:
+            self._ticker.stop()
+            waiting, self._closed = self._closed, []
+            for closed in waiting:
+                closed.callback(None)

@@ -1,0 +1,337 @@
+"""From an endpoint to a session that is ready: connect, greeting, EHLO, STARTTLS, the judge, EHLO again, AUTH."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import itertools
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from mailcache.connection import Connection, Cut
+from mailcache.destination import Destination, SessionKey
+from mailcache.limits import Timeouts
+from mailcache.result import DeliveryError
+from mailcache.routing.route import Hop
+from mailcache.session import Session
+from mailcache.tls import Contexts
+from mailcache.trust.evidence import CLEAR, Evidence
+from mailcache.trust.judge import judge
+from mailcache.trust.policy import Requirement
+from mailcache.wire import commands, sasl
+from mailcache.wire.capabilities import Capabilities
+from mailcache.wire.replies import Reply
+
+MAX_CHALLENGES = 10
+"""Challenges of one AUTH exchange: SCRAM takes two, and a server that asks for ever is none."""
+
+_identifiers = itertools.count(1)
+
+
+class Dialogue:
+    """The receiver while a session is being opened: one command, one reply."""
+
+    def __init__(self) -> None:
+        self._waiting: Deferred[Reply | None] | None = None
+        self._reply: Reply | None = None
+        self._established = False
+        self._cut: Cut | None = None
+
+    def next_event(self) -> Deferred[Reply | None]:
+        """Fires the next reply, or ``None`` for an established handshake, when all of its read was parsed.
+
+        Fails with `Cut` if the connection ends first.
+        """
+        event: Deferred[Reply | None] = Deferred()
+        if self._cut is not None:
+            event.errback(Failure(self._cut))
+        else:
+            self._waiting = event
+        return event
+
+    def tls_established(self) -> None:
+        self._established = True
+
+    def reply_received(self, reply: Reply) -> None:
+        self._reply = reply
+
+    def early_reply(self, reply: Reply) -> None:
+        raise AssertionError("no content is written while a session is opened")
+
+    def content_written(self) -> None:
+        raise AssertionError("no content is written while a session is opened")
+
+    def read_finished(self) -> None:
+        if self._reply is None and not self._established:
+            return
+        reply, self._reply, self._established = self._reply, None, False
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.callback(reply)
+
+    def connection_cut(self, cut: Cut) -> None:
+        self._cut = cut
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.called:
+            waiting.errback(Failure(cut))
+
+
+@attrs.define(eq=False)
+class Opener:
+    """Opens sessions; what it needs is the same for all of a cache.
+
+    :ivar gone: called with each `Connection` that was made when its transport is closed.
+    :ivar wall: gives seconds since 1970, for the validity of certificates.
+    """
+
+    reactor: Any
+    timeouts: Timeouts
+    now: Callable[[], float]
+    wall: Callable[[], float]
+    gone: Callable[[Connection], None]
+    contexts: Contexts = attrs.Factory(Contexts)
+
+    def open(
+        self,
+        destination: Destination,
+        hop: Hop,
+        key: SessionKey,
+        requirement: Requirement,
+        connected: Callable[[Connection], None],
+    ) -> Deferred[Session]:
+        """Open a session with ``hop`` that meets ``requirement``.
+
+        :param connected: called with the connection once it is made, so that its deadline is looked after.
+        :return: fires the session, fails with `DeliveryError`. Can be cancelled.
+        """
+        attempt = _Attempt(self, destination, hop, key, requirement, connected)
+        return Deferred.fromCoroutine(attempt.run())
+
+
+class _Attempt:
+    """One attempt to open a session."""
+
+    def __init__(
+        self,
+        opener: Opener,
+        destination: Destination,
+        hop: Hop,
+        key: SessionKey,
+        requirement: Requirement,
+        connected: Callable[[Connection], None],
+    ) -> None:
+        self._opener = opener
+        self._connected = connected
+        self._timeouts = opener.timeouts
+        self._destination = destination
+        self._hop = hop
+        self._key = key
+        self._requirement = requirement
+        self._dialogue = Dialogue()
+        self._connection = Connection(self._dialogue, opener.now, opener.gone)
+        self._phase = "connect"
+
+    async def run(self) -> Session:
+        try:
+            return await self._open(self._opener.now())
+        except Cut as cut:
+            raise self._error(str(cut), reply=cut.reply) from cut
+        except DeliveryError as error:
+            if error.reply is not None and error.reply.code != 421:
+                self._connection.quit(self._timeouts.quit)
+            else:
+                self._connection.leave(self._timeouts.quit)
+            raise
+        except BaseException:
+            self._connection.cut("aborted", "the opening was given up")
+            raise
+
+    def _error(self, message: str, *, reply: Reply | None = None, retriable: bool = True) -> DeliveryError:
+        return DeliveryError(
+            message,
+            phase=self._phase,
+            retriable=retriable,
+            endpoint=str(self._hop.endpoint),
+            reply=reply,
+        )
+
+    async def _open(self, started: float) -> Session:
+        await self._connect()
+        connection = self._connection
+        evidence = CLEAR
+        if self._destination.protocol == "smtps":
+            self._phase = "tls"
+            evidence = await self._handshake(self._timeouts.starttls)
+        self._phase = "greeting"
+        greeting = await self._reply(b"", self._timeouts.greeting)
+        self._check(greeting, 220, "the server does not serve")
+        capabilities = await self._hello(evidence)
+        if evidence is CLEAR and self._requirement.wants_tls:
+            evidence = await self._starttls(capabilities)
+            if evidence is not CLEAR:
+                # What was offered in clear is forgotten (RFC 3207 4.2).
+                capabilities = await self._hello(evidence)
+        if evidence is CLEAR:
+            self._judge(evidence)
+        if self._destination.credentials is not None:
+            await self._authenticate(capabilities, evidence)
+        hop = self._hop
+        endpoint = hop.endpoint
+        if endpoint.port is None:
+            peer = str(endpoint)
+        elif hop.host == endpoint.address:
+            peer = f"[{endpoint.address}]:{endpoint.port}"
+        else:
+            peer = f"{hop.host}[{endpoint.address}]:{endpoint.port}"
+        return Session(
+            connection,
+            identifier=f"{next(_identifiers):x}",
+            key=self._key,
+            peer=peer,
+            capabilities=capabilities,
+            evidence=evidence,
+            timeouts=self._timeouts,
+            setup_seconds=self._opener.now() - started,
+        )
+
+    async def _connect(self) -> None:
+        factory = Factory.forProtocol(lambda: self._connection)
+        factory.noisy = False
+        try:
+            await self._client_endpoint().connect(factory)
+        except CancelledError:
+            raise
+        except Exception as error:
+            raise self._error(f"no connection: {error}") from error
+        connection = self._connection
+        wire: Any = connection.transport
+        # Without the endpoint's wrapper between: what is read comes straight to the connection.
+        wire.protocol = connection
+        self._connected(connection)
+
+    def _client_endpoint(self) -> IStreamClientEndpoint:
+        reactor = self._opener.reactor
+        endpoint = self._hop.endpoint
+        limit = self._timeouts.connect
+        if endpoint.port is None:
+            return UNIXClientEndpoint(reactor, endpoint.address, limit)
+        bound = self._destination.bind_address
+        bind_address = None if bound is None else (bound, 0)
+        version = 6 if ":" in endpoint.address else 4
+        if bound is not None and ipaddress.ip_address(bound).version != version:
+            raise self._error(f"the bind address {bound} can't reach an IPv{version} address")
+        kind = TCP6ClientEndpoint if version == 6 else TCP4ClientEndpoint
+        return kind(reactor, endpoint.address, endpoint.port, limit, bind_address)
+
+    async def _reply(self, command: bytes, limit: float) -> Reply:
+        event = self._dialogue.next_event()
+        self._connection.write(command, (limit,))
+        reply = await event
+        assert reply is not None
+        return reply
+
+    def _check(self, reply: Reply, code: int, problem: str) -> None:
+        if reply.negative:
+            raise self._error(problem, reply=reply)
+        if reply.code != code:
+            self._connection.cut("reply", "a reply out of place", reply)
+            raise self._error(f"a reply out of place, {code} is due", reply=reply)
+
+    async def _hello(self, evidence: Evidence) -> Capabilities:
+        self._phase = "ehlo"
+        name = self._destination.helo_name or self._own_name()
+        limit = self._timeouts.ehlo
+        if self._destination.protocol == "lmtp":
+            reply = await self._reply(commands.lhlo(name), limit)
+        else:
+            reply = await self._reply(commands.ehlo(name), limit)
+            bare = not self._requirement.demands_tls and self._destination.credentials is None
+            if reply.permanent and bare and evidence is CLEAR:
+                self._check(await self._reply(commands.helo(name), limit), 250, "the server refuses HELO")
+                return Capabilities.none()
+        self._check(reply, 250, "the server refuses EHLO")
+        return Capabilities.parse(reply)
+
+    def _own_name(self) -> str:
+        name = socket.gethostname()
+        if "." in name:
+            try:
+                commands.ehlo(name)
+            except ValueError:
+                pass
+            else:
+                return name
+        wire: Any = self._connection.transport
+        address = wire.getHost()
+        if isinstance(address, IPv4Address):
+            return f"[{address.host}]"
+        if isinstance(address, IPv6Address):
+            return f"[IPv6:{address.host.partition('%')[0]}]"
+        return "localhost"
+
+    async def _starttls(self, capabilities: Capabilities) -> Evidence:
+        """The evidence of TLS, or `CLEAR` where there is none and clear text will do."""
+        self._phase = "starttls"
+        if not capabilities.starttls:
+            if self._requirement.demands_tls:
+                raise self._error("TLS is demanded, and the server does not offer STARTTLS")
+            return CLEAR
+        reply = await self._reply(commands.STARTTLS, self._timeouts.starttls)
+        if reply.negative and reply.code != 421 and not self._requirement.demands_tls:
+            return CLEAR
+        self._check(reply, 220, "TLS is demanded, and the server refuses STARTTLS")
+        if reply.flaw is not None:
+            self._connection.cut("malformed", "a malformed reply to STARTTLS", reply)
+            raise self._error("a malformed reply to STARTTLS", reply=reply)
+        self._phase = "tls"
+        return await self._handshake(self._timeouts.starttls)
+
+    async def _handshake(self, limit: float) -> Evidence:
+        destination = self._destination
+        assert destination.tls_class is not None
+        context = self._opener.contexts.get(destination.tls_class, destination.trust_anchors, destination.client_pem)
+        event = self._dialogue.next_event()
+        self._connection.start_tls(context, self._requirement.servername, limit)
+        await event
+        evidence = self._connection.evidence()
+        self._judge(evidence)
+        return evidence
+
+    def _judge(self, evidence: Evidence) -> None:
+        verdict = judge(self._requirement, evidence, self._opener.wall())
+        if not verdict.ok:
+            self._phase = "trust"
+            raise self._error(verdict.reason)
+
+    async def _authenticate(self, capabilities: Capabilities, evidence: Evidence) -> None:
+        self._phase = "auth"
+        credentials = self._destination.credentials
+        assert credentials is not None
+        if evidence is CLEAR and self._destination.tls.level != "none":
+            raise self._error("credentials are not sent in clear text, and the session has no TLS")
+        mechanism = sasl.choose(capabilities.auth, credentials.username, credentials.password)
+        if mechanism is None:
+            offered = ", ".join(sorted(capabilities.auth)) or "none"
+            raise self._error(f"no common mechanism to log in with; the server offers {offered}")
+        limit = self._timeouts.auth
+        reply = await self._reply(commands.auth(mechanism.name, mechanism.initial()), limit)
+        for _ in range(MAX_CHALLENGES):
+            if reply.code != 334:
+                break
+            try:
+                answer = mechanism.respond(sasl.decode_challenge(reply.lines[-1]))
+            except sasl.SaslError as error:
+                raise self._error(f"{mechanism.name}: {error}") from error
+            reply = await self._reply(base64.b64encode(answer) + b"\r\n", limit)
+        if reply.permanent:
+            raise self._error("the server refuses the credentials", reply=reply, retriable=False)
+        self._check(reply, 235, "the server does not let us log in")

@@ -1,0 +1,296 @@
+"""A session: a live SMTP conversation under one identity, one transaction at a time over a connection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import BinaryIO
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
+
+from mailcache.connection import Connection, Cut
+from mailcache.destination import SessionKey
+from mailcache.limits import Timeouts
+from mailcache.message import Content, Envelope, content_of, seven_bit
+from mailcache.result import DeliveryError, DeliveryResult, SessionFacts, UncertainDelivery
+from mailcache.trust.evidence import Evidence
+from mailcache.wire.capabilities import Capabilities
+from mailcache.wire.replies import Reply
+from mailcache.wire.transaction import CONTENT, CUT, DONE, EMPTY, PHASES, WAITING, Transaction
+
+LONE_DOT = b".\r\n"
+
+
+class Session:
+    """A session that is ready for MAIL FROM.
+
+    :ivar uses: transactions begun on it.
+    :ivar rset_due: the last transaction did not end cleanly, so that RSET precedes the next MAIL.
+    :ivar on_cut: called with the `Cut` when the connection ends while no transaction is under way.
+    :ivar setup_seconds: what it took to open.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        identifier: str,
+        key: SessionKey,
+        peer: str,
+        capabilities: Capabilities,
+        evidence: Evidence,
+        timeouts: Timeouts,
+        setup_seconds: float,
+    ) -> None:
+        self.connection = connection
+        self.id = identifier
+        self.key = key
+        self.peer = peer
+        self.capabilities = capabilities
+        self.evidence = evidence
+        self.setup_seconds = setup_seconds
+        self.uses = 0
+        self.rset_due = False
+        self.on_cut: Callable[[Cut], None] = _nobody_listens
+        self._lmtp = key.endpoint.protocol == "lmtp"
+        self._tls_summary = evidence.summary
+        self._timeouts = timeouts
+        self._limits = (
+            timeouts.rset,
+            timeouts.mail,
+            timeouts.rcpt,
+            timeouts.data,
+            timeouts.dot,
+            timeouts.dot,
+        )
+        self._spoiled = False
+        self._seven_bit_only = False
+        self._transaction: Transaction | None = None
+        self._kinds: list[int] = []
+        self._answered = 0
+        self._content: Content | None = None
+        self._result: Deferred[DeliveryResult] | None = None
+        connection.receiver = self
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} to {self.peer}, {self._tls_summary or 'in clear'}, {self.uses} uses>"
+
+    @property
+    def reusable(self) -> bool:
+        """Whether it stands at a clean place and nothing was ever wrong with it (rule R5)."""
+        return self._transaction is None and not self._spoiled and self.connection.quiet
+
+    @property
+    def busy(self) -> bool:
+        """Whether a transaction is under way."""
+        return self._transaction is not None
+
+    @property
+    def facts(self) -> SessionFacts:
+        """What results say of it."""
+        uses = self.uses
+        return SessionFacts(self.id, self.peer, uses > 1, uses, self._tls_summary, self.setup_seconds)
+
+    # -- one transaction -----------------------------------------------------------------------------------------
+
+    def send(self, envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
+        """Send one message; see `mailcache.interfaces.ISession.send`."""
+        if self._transaction is not None:
+            raise RuntimeError("a session carries one message at a time: wait for the result of the one before")
+        source = content_of(content)
+        needs = envelope.needs(source)
+        if not self.reusable:
+            return self._refused("the session has ended", phase="mail")
+        lacking = needs.unmet_by(self.capabilities)
+        if lacking is not None:
+            return self._refused(lacking, phase="needs", retriable=False)
+        undeclared = source.eight_bit is None and envelope.body is None
+        self._seven_bit_only = undeclared and not self.capabilities.eightbitmime
+        reused = self.uses > 0
+        self.uses += 1
+        self._content = source
+        ours = self._transaction = Transaction(
+            envelope.mail_command,
+            envelope.recipients,
+            envelope.rcpt_commands,
+            self.capabilities,
+            size=source.size,
+            eight_bit=needs.eightbitmime or undeclared,
+            rset_due=self.rset_due,
+            reused=reused,
+            lmtp=self._lmtp,
+        )
+        result: Deferred[DeliveryResult] = Deferred(self._cancelled)
+        self._result = result
+        self._write_commands(ours, reused)
+        return result
+
+    def _refused(self, message: str, *, phase: str, retriable: bool = True) -> Deferred[DeliveryResult]:
+        result: Deferred[DeliveryResult] = Deferred()
+        result.errback(
+            Failure(DeliveryError(message, phase=phase, retriable=retriable, endpoint=str(self.key.endpoint)))
+        )
+        return result
+
+    def _write_commands(self, ours: Transaction, reused: bool = False) -> None:
+        data, kinds = ours.flight()
+        limits = [self._limits[kind] for kind in kinds]
+        if reused:
+            limits[0] = min(limits[0], self._timeouts.first_reply)
+        self._kinds = kinds
+        self._answered = 0
+        self.connection.write(data, limits)
+
+    def _write_content(self, ours: Transaction) -> None:
+        source = self._content
+        assert source is not None
+        self._kinds = kinds = ours.content_kinds()
+        self._answered = 0
+        limits = [self._limits[kind] for kind in kinds]
+        whole = source.whole()
+        if whole is not None:
+            self.connection.write_content(whole, limits)
+        else:
+            chunks = seven_bit(source.chunks()) if self._seven_bit_only else source.chunks()
+            self.connection.stream_content(chunks, self._timeouts.content, limits)
+
+    def _write_lone_dot(self, ours: Transaction) -> None:
+        self._kinds = kinds = ours.lone_dot_kinds()
+        self._answered = 0
+        self.connection.write(LONE_DOT, [self._limits[kind] for kind in kinds])
+
+    # -- its end -----------------------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Close it: with QUIT where it stands at a clean place."""
+        if self.reusable:
+            self.connection.quit(self._timeouts.quit)
+        else:
+            self.connection.leave(self._timeouts.quit)
+
+    def abandon(self) -> None:
+        """Break off the transaction that is under way; its result says how sure its failure is."""
+        self.connection.cut("aborted", "the lease ended before the transaction")
+
+    # -- what the connection tells ---------------------------------------------------------------------------------
+
+    def tls_established(self) -> None:
+        raise AssertionError("TLS is set up before there is a session")
+
+    def reply_received(self, reply: Reply) -> None:
+        ours = self._transaction
+        assert ours is not None
+        if ours.step == CUT:
+            return
+        kind = self._kinds[self._answered]
+        self._answered += 1
+        ours.reply(kind, reply)
+        if ours.step == CUT:
+            self.connection.cut("reply", ours.problem, reply)
+
+    def early_reply(self, reply: Reply) -> None:
+        assert self._transaction is not None
+        self._transaction.early(reply)
+
+    def content_written(self) -> None:
+        assert self._transaction is not None
+        self._transaction.content_written = True
+
+    def read_finished(self) -> None:
+        ours = self._transaction
+        if ours is None or ours.step == WAITING:
+            return
+        if self._answered < len(self._kinds):
+            return
+        step = ours.step
+        if step == CONTENT:
+            self._write_content(ours)
+        elif step == EMPTY:
+            self._write_lone_dot(ours)
+        elif step == DONE:
+            self._finish(ours)
+        else:
+            self._write_commands(ours)
+
+    def connection_cut(self, cut: Cut) -> None:
+        ours = self._transaction
+        self._spoiled = True
+        if ours is None:
+            self.on_cut(cut)
+        else:
+            self._fail(ours, cut)
+
+    # -- what comes of it --------------------------------------------------------------------------------------------
+
+    def _finish(self, ours: Transaction) -> None:
+        if ours.content_written:
+            self.connection.forget_content()
+        self.rset_due = ours.rset_due
+        self._spoiled = self._spoiled or not ours.clean
+        self._end(ours, self._verdict(ours))
+
+    def _fail(self, ours: Transaction, cut: Cut) -> None:
+        endpoint = str(self.key.endpoint)
+        outcome: DeliveryResult | Exception
+        if ours.decided:
+            outcome = self._verdict(ours)
+        elif ours.content_written:
+            outcome = UncertainDelivery(
+                f"the end of content was written, then {cut}",
+                endpoint=endpoint,
+                session=self.facts,
+                accepted=tuple(ours.accepted),
+                rejected=ours.rejected,
+                undecided=ours.undecided,
+            )
+        else:
+            outcome = DeliveryError(
+                str(cut),
+                phase=self._phase(ours),
+                retriable=cut.reason != "content",
+                endpoint=endpoint,
+                reply=cut.reply,
+            )
+        if isinstance(outcome, Exception):
+            outcome.__cause__ = cut
+        self._end(ours, outcome)
+
+    def _phase(self, ours: Transaction) -> str:
+        if ours.content_begun:
+            return "content"
+        position = min(self._answered, len(self._kinds) - 1)
+        if ours.step == CUT and position:
+            position = self._answered - 1
+        return PHASES[self._kinds[position]]
+
+    def _verdict(self, ours: Transaction) -> DeliveryResult:
+        assert ours.final is not None
+        return DeliveryResult(tuple(ours.accepted), ours.rejected, ours.final, self.facts)
+
+    def _end(self, ours: Transaction, outcome: DeliveryResult | Exception) -> None:
+        result = self._result
+        self._transaction = None
+        self._content = None
+        self._result = None
+        assert result is not None
+        if isinstance(outcome, Exception):
+            result.errback(Failure(outcome))
+        else:
+            result.callback(outcome)
+
+    def _cancelled(self, _result: Deferred[DeliveryResult]) -> None:
+        ours = self._transaction
+        if ours is None:
+            return
+        if ours.content_written:
+            self.connection.cut("aborted", "the delivery was cancelled")
+            return
+        self._transaction = None
+        result, self._result = self._result, None
+        self.connection.cut("aborted", "the delivery was cancelled")
+        if result is not None:
+            result.errback(Failure(CancelledError()))
+
+
+def _nobody_listens(_cut: Cut) -> None:
+    pass

@@ -1,0 +1,297 @@
+"""One message over a session that stands at a clean place: what to write, and what each reply means.
+
+Theory of operation. A transaction is a row of commands, each of which is owed one reply, in order: RSET if one is
+due, MAIL, a RCPT for each recipient, DATA; then the content, and after it one reply (LMTP: one for each recipient
+accepted). With PIPELINING (RFC 2920) the commands go out in one flight and the replies are matched to them one by
+one; without it each goes out when the one before is answered. Nothing is ever pipelined behind the content.
+
+`Transaction` does no I/O. Its owner writes `flight()`, hands in each reply with `reply()`, and when all that was
+read has been parsed looks at `step`, which says what is to be done next:
+
+==========  ====================================================================================================
+WAITING     more replies are due
+COMMANDS    write `flight()`: the next command, where there is no PIPELINING
+CONTENT     the server waits for the content, and at least one recipient is accepted: write it
+EMPTY       the server waits for content that nobody would get: write the lone dot of RFC 2920 3.1
+DONE        the verdict is complete, and the session is at a clean place if `keeps` says so
+CUT         the session is of no use and `problem` says why; see `decided` for whether there is a verdict
+==========  ====================================================================================================
+
+Codes are checked for each state (a 2xx for DATA, a 354 for MAIL or a code shift of any kind ends the session), so
+a reply that is missing or too many is noticed at the latest at DATA, before any content is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mailcache.wire.capabilities import Capabilities
+from mailcache.wire.commands import DATA as DATA_COMMAND
+from mailcache.wire.commands import RSET as RSET_COMMAND
+from mailcache.wire.replies import Reply
+
+RSET, MAIL, RCPT, DATA, DOT, LONE_DOT = range(6)
+"""The kinds of expectation; also the order in which they come."""
+
+PHASES = ("rset", "mail", "rcpt", "data", "content", "data")
+"""The phase's name for errors, by kind."""
+
+WAITING, COMMANDS, CONTENT, EMPTY, DONE, CUT = (
+    "waiting",
+    "commands",
+    "content",
+    "empty",
+    "done",
+    "cut",
+)
+
+_RCPT_TAKEN = frozenset((250, 251, 252))
+
+
+class Transaction:
+    """The state of one message's transaction; see the module's text.
+
+    :param mail: the MAIL command without SIZE, BODY and CRLF.
+    :param recipients: whom `rcpts`, whole commands, name, in the same order; each once.
+    :param size: bytes for SIZE, where the server offers it (RFC 1870).
+    :param eight_bit: whether the content is declared as 8BITMIME; only where the server offers it.
+    :param rset_due: RSET goes first, since the last transaction on this session did not end cleanly.
+    :param reused: the session carried a message before: a 503 to MAIL then means that it is out of step.
+    :param lmtp: one reply for each accepted recipient after the content (RFC 2033 4.2).
+    """
+
+    __slots__ = (
+        "_commands",
+        "_contradicted",
+        "_kinds",
+        "_lmtp",
+        "_mail_refused",
+        "_pipelining",
+        "_position",
+        "_recipient",
+        "_recipients",
+        "_refused_at_end",
+        "_reused",
+        "_taken",
+        "_undecided",
+        "accepted",
+        "clean",
+        "content_begun",
+        "content_written",
+        "final",
+        "problem",
+        "rejected",
+        "step",
+    )
+
+    def __init__(
+        self,
+        mail: bytes,
+        recipients: tuple[str, ...],
+        rcpts: tuple[bytes, ...],
+        capabilities: Capabilities,
+        *,
+        size: int | None,
+        eight_bit: bool,
+        rset_due: bool,
+        reused: bool,
+        lmtp: bool = False,
+    ) -> None:
+        if size is not None and capabilities.size is not None:
+            mail += b" SIZE=%d" % size
+        if eight_bit and capabilities.eightbitmime:
+            mail += b" BODY=8BITMIME"
+        self._commands = [mail + b"\r\n", *rcpts, DATA_COMMAND]
+        self._kinds = [MAIL, *[RCPT] * len(recipients), DATA]
+        if rset_due:
+            self._commands.insert(0, RSET_COMMAND)
+            self._kinds.insert(0, RSET)
+        self._pipelining = capabilities.pipelining
+        self._reused = reused
+        self._lmtp = lmtp
+        self._position = 0
+        self._recipient = 0
+        self._mail_refused: Reply | None = None
+        self._undecided: list[str] = []
+        self._contradicted = False
+        self._recipients = recipients
+        self.accepted: list[str] = []
+        self.rejected: dict[str, Reply] = {}
+        self.final: Reply | None = None
+        self._refused_at_end = False
+        self._taken = False
+        self.content_begun = False
+        self.content_written = False
+        self.clean = True
+        self.step = COMMANDS
+        self.problem = ""
+
+    # -- what to write -------------------------------------------------------------------------------------
+
+    def flight(self) -> tuple[bytes, list[int]]:
+        """The bytes to write next, and the kinds of the replies they are owed."""
+        self.step = WAITING
+        if self._pipelining:
+            return b"".join(self._commands), self._kinds
+        kind = self._kinds[self._position]
+        return self._commands[self._position], [kind]
+
+    def content_kinds(self) -> list[int]:
+        """The kinds of the replies that the content will be owed. To be called when it begins to be written."""
+        self.step = WAITING
+        self.content_begun = True
+        self._undecided = self.accepted
+        self.accepted = []
+        return [DOT] * len(self._undecided) if self._lmtp else [DOT]
+
+    def lone_dot_kinds(self) -> list[int]:
+        """The kinds of the replies that the lone dot is owed."""
+        self.step = WAITING
+        return [LONE_DOT]
+
+    # -- what has come of it ---------------------------------------------------------------------------------
+
+    @property
+    def decided(self) -> bool:
+        """Whether the server's verdict on every recipient is known."""
+        return self.final is not None and len(self.accepted) + len(self.rejected) == len(self._recipients)
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The recipients whose fate hangs on replies to the content that have not come."""
+        return tuple(self._undecided)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the session stands at a clean place and may carry the next transaction."""
+        return self.step == DONE and self.clean
+
+    @property
+    def rset_due(self) -> bool:
+        """Whether RSET must precede the next MAIL: unless the content was taken, the server may hold state."""
+        return not self._taken
+
+    # -- replies -----------------------------------------------------------------------------------------------
+
+    def reply(self, kind: int, reply: Reply) -> None:
+        """Take the reply owed next, which is of ``kind``."""
+        _HANDLERS[kind](self, reply)
+
+    def _advance(self) -> None:
+        self._position += 1
+        if not self._pipelining:
+            self.step = COMMANDS
+
+    def _cut(self, problem: str) -> None:
+        self.step = CUT
+        self.problem = problem
+
+    def _unexpected(self, command: str, reply: Reply) -> None:
+        self._cut(f"the reply to {command} was {reply}")
+
+    def _rset(self, reply: Reply) -> None:
+        if reply.code == 250:
+            self._advance()
+        else:
+            # Content must not follow: the server may still hold the last message's recipients.
+            self._unexpected("RSET", reply)
+
+    def _mail(self, reply: Reply) -> None:
+        code = reply.code
+        if code == 250:
+            self._advance()
+        elif code == 421 or code < 400 or (code == 503 and self._reused):
+            self._unexpected("MAIL", reply)
+        else:
+            self._mail_refused = reply
+            self._refuse_all(self._recipients, reply)
+            self._position += 1
+            if not self._pipelining:
+                self.step = DONE
+
+    def _rcpt(self, reply: Reply) -> None:
+        code = reply.code
+        recipient = self._recipients[self._recipient]
+        self._recipient += 1
+        self._position += 1
+        if code in _RCPT_TAKEN:
+            if self._mail_refused is None:
+                self.accepted.append(recipient)
+            else:
+                self._contradicted = True
+        elif code == 421 or code < 400:
+            self._unexpected("RCPT", reply)
+            return
+        elif self._mail_refused is None:
+            self.rejected[recipient] = reply
+            if len(self.rejected) == len(self._recipients):
+                self.final = reply
+        if not self._pipelining:
+            self.step = COMMANDS
+            if self._kinds[self._position] == DATA and not self.accepted:
+                self.step = DONE
+
+    def _data(self, reply: Reply) -> None:
+        code = reply.code
+        self._position += 1
+        if code == 354:
+            if self._contradicted:
+                # The server would deliver what it has refused: it must see no end of content.
+                self._cut("the server wants content after it has refused MAIL")
+            else:
+                self.step = CONTENT if self.accepted else EMPTY
+        elif code == 421 or code < 400:
+            self._unexpected("DATA", reply)
+        else:
+            if self.final is None:
+                self._refuse_all(self.accepted, reply)
+            self.accepted.clear()
+            self.step = DONE
+
+    def _dot(self, reply: Reply) -> None:
+        code = reply.code
+        if 300 <= code < 400:
+            self._unexpected("the content", reply)
+            return
+        concerned = self._undecided[:1] if self._lmtp else self._undecided
+        self._undecided = self._undecided[len(concerned) :]
+        if code < 300:
+            self.accepted += concerned
+            # Only 250 is defined here: any other 2xx is success from a server that is not to be trusted further.
+            self.clean = self.clean and code == 250
+        else:
+            self.rejected.update(dict.fromkeys(concerned, reply))
+            self._refused_at_end = True
+        self.final = reply
+        if code == 421:
+            self._cut("the server closes the session: 421")
+        elif not self._undecided:
+            self.step = DONE
+            self._taken = not self._refused_at_end
+
+    def early(self, reply: Reply) -> None:
+        """Take a reply that came while the content was still being written: no dot may follow it."""
+        if reply.negative:
+            self._refuse_all(self._undecided, reply)
+            self._undecided = []
+        self._unexpected("content that was still being written", reply)
+
+    def _lone_dot(self, reply: Reply) -> None:
+        if reply.code == 421 or 300 <= reply.code < 400:
+            self._unexpected("the lone dot", reply)
+        else:
+            self.step = DONE
+
+    def _refuse_all(self, recipients: tuple[str, ...] | list[str], reply: Reply) -> None:
+        self.rejected.update(dict.fromkeys(recipients, reply))
+        self.final = reply
+
+
+_HANDLERS: tuple[Callable[[Transaction, Reply], None], ...] = (
+    Transaction._rset,
+    Transaction._mail,
+    Transaction._rcpt,
+    Transaction._data,
+    Transaction._dot,
+    Transaction._lone_dot,
+)
