@@ -172,8 +172,8 @@ class Connection(Protocol):
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is owed or half read, and no flaw and no end was seen (rule R5)."""
-        return not self._owed and not self._parser.pending and self.flawed is None and not self._ended
+        """Whether nothing is owed or half read, and it has not ended."""
+        return not self._owed and not self._parser.pending and not self._ended
 
     @property
     def ended(self) -> bool:
@@ -189,7 +189,7 @@ class Connection(Protocol):
 
     def start_tls(self, context: SSL.Context, servername: str | None, limit: float) -> None:
         """Begin a handshake, which may take ``limit`` seconds; nothing may be owed or half read."""
-        assert self.quiet or self.flawed is not None
+        assert self.quiet
         self._tls = TLSLayer(context, servername)
         self.deadline = self._now() + limit
         self._tls.handshake()

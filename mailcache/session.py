@@ -78,7 +78,8 @@ class Session:
     @property
     def reusable(self) -> bool:
         """Whether it stands at a clean place and nothing was ever wrong with it (rule R5)."""
-        return self._transaction is None and not self._spoiled and self.connection.quiet
+        connection = self.connection
+        return self._transaction is None and not self._spoiled and connection.quiet and connection.flawed is None
 
     @property
     def busy(self) -> bool:
@@ -99,7 +100,7 @@ class Session:
             raise RuntimeError("a session carries one message at a time: wait for the result of the one before")
         source = content_of(content)
         needs = envelope.needs(source)
-        if not self.reusable:
+        if not self.connection.quiet:
             return self._refused("the session has ended", phase="mail")
         lacking = needs.unmet_by(self.capabilities)
         if lacking is not None:

@@ -216,12 +216,17 @@ class Conversation(FaultyStream):
 
     def _quit(self, text: str, rest: str) -> None:
         self.record.quit_seen = True
-        self.answer(
-            "quit",
-            self._verdict("quit", "", b"221 2.0.0 bye\r\n"),
-            OK,
-            sent=lambda octets, readable: self.close(),
-        )
+        leaving = False
+
+        def accepted() -> None:
+            nonlocal leaving
+            leaving = True
+
+        def sent(octets: bytes, readable: bool) -> None:
+            if leaving:
+                self.close()
+
+        self.answer("quit", self._verdict("quit", "", b"221 2.0.0 bye\r\n"), OK, accepted, sent)
         self.flush()
 
     # Transactions

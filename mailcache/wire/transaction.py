@@ -190,7 +190,7 @@ class Transaction:
         self._cut(f"the reply to {command} was {reply}")
 
     def _rset(self, reply: Reply) -> None:
-        if reply.code == 250:
+        if reply.code == 250 and reply.flaw is None:
             self._advance()
         else:
             # Content must not follow: the server may still hold the last message's recipients.

@@ -329,7 +329,7 @@ class PostfixServer(StoringServer):
             os.utime(file, (0, 0))
         # The master signals its process group to end it: that must not be ours.
         options = ("-d", "-e", str(_LIFETIME), "-c", str(self.folder / "conf"))
-        environment = {"LD_LIBRARY_PATH": postfix.library_path, "LC_ALL": "C"}
+        environment = {"LD_LIBRARY_PATH": postfix.library_path, "LC_ALL": "C", "POSTLOG_SERVICE": f"{self.folder}/queue/public/postlog", "POSTLOG_HOSTNAME": "mx"}
         self._spawn("/usr/bin/setsid", str(postfix.programs / "master"), *options, environment=environment)
         (self._group,) = super().pids()
 

@@ -463,7 +463,7 @@ class Connecting(SynchronousTestCase):
         connecting = TCP4ClientEndpoint(reactor, "192.0.2.1", 25).connect(Factory.forProtocol(Client))
         reactor.run_for(0.09)
         self.assertNoResult(connecting)
-        reactor.run_for(0.01)
+        reactor.run_for(0.02)
         self.failureResultOf(connecting, ConnectionRefusedError)
 
     def test_not_listening_any_more(self) -> None:

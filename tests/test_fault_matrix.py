@@ -1,0 +1,153 @@
+"""Every applicable row of the fault matrix, over STARTTLS: verdict, attempts, fate of the session, nothing hangs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from mailcache import Timeouts
+from mailcache.testing import Fault
+from tests.helpers import CREDENTIALS, LARGE, SMALL, Bed, verdict_of
+
+MATRIX = Path(__file__).with_name("fault_matrix.tsv")
+SHORT = Timeouts(
+    connect=30, greeting=60, ehlo=60, starttls=60, auth=60, mail=60, rcpt=60, data=60, content=60, dot=600
+)
+"""The defaults, with those before the end of content so short that a reply that drips in is too late."""
+
+PROBE = "probe@example.com"
+
+
+def rows() -> Iterator[dict[str, str]]:
+    with MATRIX.open(newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            if row["applicable"] == "yes":
+                yield row
+
+
+class MatrixTests(SynchronousTestCase):
+    """One test for each row, made below."""
+
+    refuses_rset = False
+
+    def bed(self, row: dict[str, str], transaction: int) -> Bed:
+        point = row["point"]
+        in_setup = point in ("connect", "banner", "ehlo", "starttls", "handshake", "ehlo2", "auth")
+        fault = Fault(point, row["fault"], connection=1, transaction=None if in_setup else transaction)
+        settings: dict[str, Any] = {}
+        if point == "auth":
+            settings = {"credentials": CREDENTIALS, "server": {"users": {"user": CREDENTIALS.password}}}
+        return Bed(faults=[fault], timeouts=SHORT, **settings)
+
+    def check_verdict(self, bed: Bed, row: dict[str, str], value: Any, connections_before: int) -> None:
+        expected = row["message"]
+        word = verdict_of(value)
+        attempts = bed.server.connection_count - connections_before
+        if expected == "RETRY":
+            self.assertEqual((word, attempts), ("SENT", 1), f"{value!r}: {bed.server.log}")
+        else:
+            self.assertEqual(word, expected, f"{value!r}: {bed.server.log}")
+            self.assertEqual(attempts, 0 if connections_before else int(row["attempts"]))
+        committed = sum(message.committed and message.sender == PROBE for message in bed.server.messages)
+        if expected in ("SENT", "RETRY"):
+            self.assertEqual(committed, 1)
+        elif expected == "UNKNOWN":
+            self.assertLessEqual(committed, 1)
+        else:
+            self.assertEqual(committed, 0)
+
+    def check_fate(self, bed: Bed, fate: str) -> None:
+        """What became of the first connection: seen by the server, and by the next delivery."""
+        first = bed.server.connections[0]
+        if fate in ("DISCARD", "QUIT"):
+            bed.reactor.run_until(lambda: first.closed is not None, 60)
+            self.assertEqual(first.quit_seen, fate == "QUIT")
+        before = bed.server.connection_count
+        value = bed.deliver(sender="next@example.com")
+        self.assertEqual(verdict_of(value), "SENT", f"{value!r}: {bed.server.log}")
+        if fate == "KEEP":
+            self.assertEqual(bed.server.connection_count, before)
+        self.assertEqual(bed.server.message_count, sum(m.committed for m in bed.server.messages))
+        self.finish(bed)
+
+    def finish(self, bed: Bed) -> None:
+        bed.close()
+        bed.reactor.run_for(700)
+        self.assertEqual(bed.server.open_count, 0)
+        # Behind a RSET that the server refuses comes the MAIL that was pipelined with it.
+        refused_rset = {"connection 1: MAIL in a transaction"} if self.refuses_rset else set()
+        self.assertEqual(set(bed.server.violations), refused_rset)
+        self.assertEqual(bed.reactor.getDelayedCalls(), [])
+
+    def run_at_session(self, row: dict[str, str]) -> None:
+        """The fault strikes the message: on a new session, or on one that has carried a message."""
+        reused = row["phase"] == "reused"
+        bed = self.bed(row, transaction=2 if reused else 1)
+        if reused:
+            self.assertEqual(verdict_of(bed.deliver(sender="first@example.com")), "SENT")
+        before = bed.server.connection_count
+        content = LARGE if row["point"] == "content" else SMALL
+        value = bed.deliver(content, sender=PROBE)
+        self.check_verdict(bed, row, value, before)
+        self.check_fate(bed, row["session"])
+
+    def run_idle(self, row: dict[str, str]) -> None:
+        """The fault strikes a session that nobody uses: it is gone from the cache within a second."""
+        bed = self.bed(row, transaction=1)
+        self.assertEqual(verdict_of(bed.deliver(sender="first@example.com")), "SENT")
+        self.assertEqual(bed.counts(), (0, 1, 0, 0))
+        bed.server.strike_idle()
+        bed.reactor.run_for(1)
+        self.assertEqual(bed.counts()[1], 1 if row["session"] == "KEEP" else 0)
+        self.check_fate(bed, row["session"])
+
+    def run_rset(self, row: dict[str, str]) -> None:
+        """RSET is due after a refused message, and goes with the next one: the first verdict stands whatever comes."""
+        self.refuses_rset = row["fault"] in ("4xx", "5xx")
+        bed = self.bed(row, transaction=1)
+        bed.server.arm(Fault("rcpt", "5xx", connection=1, transaction=1))
+        self.assertEqual(verdict_of(bed.deliver(sender="first@example.com")), "PERM")
+        self.assertEqual(bed.counts(), (0, 1, 0, 0))
+        value = bed.deliver(sender=PROBE)
+        if row["phase"] == "reused":
+            self.check_verdict(bed, row, value, 1)
+        else:
+            self.assertEqual(verdict_of(value), "SENT")
+        self.check_fate(bed, row["session"])
+
+    def run_quit(self, row: dict[str, str]) -> None:
+        """The fault strikes QUIT: the message's verdict stands, and the socket is gone within 5 seconds."""
+        reused = row["phase"] == "reused"
+        bed = self.bed(row, transaction=2 if reused else 1)
+        if reused:
+            bed.deliver(sender="first@example.com")
+        self.check_verdict(bed, row, bed.deliver(sender=PROBE), 0)
+        bed.cache.close()
+        bed.reactor.run_for(SHORT.quit + 0.5)
+        self.assertEqual(bed.counts(), (0, 0, 0, 0))
+        self.finish(bed)
+
+
+def _test_of(row: dict[str, str]) -> Callable[[MatrixTests], None]:
+    runner = {"idle": "run_idle", "rset": "run_rset", "quit": "run_quit"}.get(row["point"], "run_at_session")
+
+    def test(self: MatrixTests) -> None:
+        getattr(self, runner)(row)
+
+    test.__doc__ = f"{row['fault']} at {row['point']}, {row['phase']} session: {row['message']}, {row['session']}."
+    return test
+
+
+for _row in rows():
+    _name = f"test_{_row['point']}_{_row['fault']}_{_row['phase']}"
+    setattr(MatrixTests, _name, _test_of(_row))
+
+
+class MatrixItselfTests(SynchronousTestCase):
+    def test_all_of_it_is_run(self) -> None:
+        made = [name for name in dir(MatrixTests) if name.startswith("test_")]
+        self.assertEqual(len(made), 592)
