@@ -153,9 +153,7 @@ class Authority:
             not_before,
             not_after,
             client,
-        ).add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
-        )
+        ).add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         return Issued(builder.sign(self._key, hashes.SHA256()), key, (self.certificate,))
 
 

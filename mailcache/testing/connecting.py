@@ -60,9 +60,9 @@ class MemoryConnector:
         self._attempt += 1
         if not self._started:
             self._started = True
-            self._factory.doStart()  # type: ignore[no-untyped-call]
+            self._factory.doStart()
         if self._timeout is not None:
-            self._time_limit = self._reactor.callLater(self._timeout, self.fail, error.TimeoutError())  # type: ignore[no-untyped-call]
+            self._time_limit = self._reactor.callLater(self._timeout, self.fail, error.TimeoutError())
         self._factory.startedConnecting(self)
         if self._destination is None:
             self._reactor.callLater(0, self.fail, error.DNSLookupError(f"no address for {self._named[0]}"))
@@ -81,7 +81,7 @@ class MemoryConnector:
         protocol = self._factory.buildProtocol(self.getDestination())
         if protocol is None:
             transport.refuse()
-            self._lost(Failure(error.ConnectError(string="the factory wants no protocol")))  # type: ignore[no-untyped-call]
+            self._lost(Failure(error.ConnectError(string="the factory wants no protocol")))
         else:
             transport.on_lost = self._lost
             transport.begin(protocol)
@@ -92,7 +92,7 @@ class MemoryConnector:
             return
         self._cancel_time_limit()
         self.state = "disconnected"
-        self._factory.clientConnectionFailed(self, Failure(why))  # type: ignore[no-untyped-call]
+        self._factory.clientConnectionFailed(self, Failure(why))
         self._stop_unless_begun_anew()
 
     def _lost(self, reason: Failure) -> None:
@@ -103,13 +103,13 @@ class MemoryConnector:
     def _stop_unless_begun_anew(self) -> None:
         if self.state == "disconnected":
             self._started = False
-            self._factory.doStop()  # type: ignore[no-untyped-call]
+            self._factory.doStop()
 
     def stopConnecting(self) -> None:
         """Give up the attempt."""
         if self.state != "connecting":
             raise error.NotConnectingError("we're not trying to connect")
-        self.fail(error.UserError())  # type: ignore[no-untyped-call]
+        self.fail(error.UserError())
 
     def disconnect(self) -> None:
         """End it, whatever its state."""

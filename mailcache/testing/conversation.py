@@ -97,9 +97,7 @@ class Conversation(FaultyStream):
             self.violation(f"octets behind {verb}")
         handler = self._commands().get(verb)
         if handler is None:
-            self.violation(
-                "content for a refused transaction" if refused_data else f"unknown command {verb!r}"
-            )
+            self.violation("content for a refused transaction" if refused_data else f"unknown command {verb!r}")
             self.queue(b"500 5.5.2 unknown command\r\n")
         elif self._greeting_refused and verb != "QUIT":
             self.queue(_BAD_SEQUENCE)
@@ -223,7 +221,7 @@ class Conversation(FaultyStream):
             leaving = True
 
         def sent(octets: bytes, readable: bool) -> None:
-            if leaving:
+            if leaving and not self.muted:
                 self.close()
 
         self.answer("quit", self._verdict("quit", "", b"221 2.0.0 bye\r\n"), OK, accepted, sent)

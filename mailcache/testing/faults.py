@@ -79,9 +79,7 @@ APPLICABLE: Mapping[str, frozenset[str]] = MappingProxyType(
         "banner": _IN_CLEAR,
         "ehlo": _IN_CLEAR,
         "starttls": _IN_CLEAR | {"inject"},
-        "handshake": frozenset(
-            {"garbage", "silence", "slow", "rst", "fin", "halfclose", "badrecord", "restart"}
-        ),
+        "handshake": frozenset({"garbage", "silence", "slow", "rst", "fin", "halfclose", "badrecord", "restart"}),
         "ehlo2": _ANYWHERE,
         "auth": _ANYWHERE,
         "idle": _ANYWHERE - {"slow", "drip", "early", "dup", "split", "zero", "multi"},

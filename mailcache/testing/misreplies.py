@@ -77,9 +77,7 @@ def refusal(point: str, kind: str) -> bytes:
     return _REFUSALS.get((point, kind), general)
 
 
-def script(
-    kind: str, point: str, reply: bytes, following: bytes, slow_delay: float, drip_interval: float
-) -> Script:
+def script(kind: str, point: str, reply: bytes, following: bytes, slow_delay: float, drip_interval: float) -> Script:
     """
     What goes out.
 

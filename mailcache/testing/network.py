@@ -118,9 +118,7 @@ class MemoryReactor(Clock):
 
     # Listening
 
-    def listenTCP(
-        self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = ""
-    ) -> IListeningPort:
+    def listenTCP(self, port: int, factory: IProtocolFactory, backlog: int = 50, interface: str = "") -> IListeningPort:
         """Listen at this port of an address; without one, of all IPv4 addresses, "::": of all IPv6."""
         if interface and literal_address(interface) is None:
             raise _cannot_listen(interface, port, "no such address")
@@ -182,9 +180,7 @@ class MemoryReactor(Clock):
         self, address: str, factory: ClientFactory[Any], timeout: float = 30, checkPID: bool = False
     ) -> IConnector:
         """Connect to a path of this reactor."""
-        connector = MemoryConnector(
-            self, UNIXAddress(address), UNIXAddress(None), factory, timeout, named=(address, 0)
-        )
+        connector = MemoryConnector(self, UNIXAddress(address), UNIXAddress(None), factory, timeout, named=(address, 0))
         connector.connect()
         return connector
 
@@ -201,7 +197,7 @@ class MemoryReactor(Clock):
             return
         port = self._port_for(destination)
         if port is None:
-            refused = Refused(111, f"nothing listens at {destination}")  # type: ignore[no-untyped-call]
+            refused = Refused(111, f"nothing listens at {destination}")
             self.callLater(self.latency, connector.fail, refused)
         else:
             self.callLater(self.latency, self._establish, connector, port)
@@ -222,7 +218,7 @@ class MemoryReactor(Clock):
 
 
 def _cannot_listen(interface: str, port: int, why: str) -> CannotListenError:
-    return CannotListenError(interface, port, OSError(why))  # type: ignore[no-untyped-call]
+    return CannotListenError(interface, port, OSError(why))
 
 
 def _tcp_address(host: str, port: int) -> IPv4Address | IPv6Address:

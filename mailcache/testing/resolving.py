@@ -17,11 +17,7 @@ def literal_address(host: str, port: int = 0) -> IPv4Address | IPv6Address | Non
         parsed = ipaddress.ip_address(host)
     except ValueError:
         return None
-    return (
-        IPv4Address("TCP", str(parsed), port)
-        if parsed.version == 4
-        else IPv6Address("TCP", str(parsed), port)
-    )
+    return IPv4Address("TCP", str(parsed), port) if parsed.version == 4 else IPv6Address("TCP", str(parsed), port)
 
 
 @implementer(IHostResolution)

@@ -108,9 +108,7 @@ class SMTPServer:
         self.implicit_tls = implicit_tls
         self.lmtp = lmtp
         self.capabilities = tuple(capabilities)
-        self.keywords = {
-            word.upper(): rest for word, _, rest in (each.partition(" ") for each in self.capabilities)
-        }
+        self.keywords = {word.upper(): rest for word, _, rest in (each.partition(" ") for each in self.capabilities)}
         self.users = users
         self.hostname = hostname
         self.verdict = verdict
@@ -173,9 +171,7 @@ class SMTPServer:
         if self._down is not None and self._down.active():
             self._down.cancel()
         ports, self._ports = self._ports, []
-        return gatherResults([maybeDeferred(port.stopListening) for port in ports]).addCallback(
-            lambda _: None
-        )
+        return gatherResults([maybeDeferred(port.stopListening) for port in ports]).addCallback(lambda _: None)
 
     def close(self) -> Deferred[None]:
         """Stop listening, reset all connections; fires when they are gone."""
@@ -242,9 +238,7 @@ class SMTPServer:
         """Let the faults of point ``idle`` strike all parked connections; gives how many it has hit."""
         hit = 0
         for armed in list(self._armed):
-            parked = [
-                each for each in self._live if each.parked and self._strikes(armed, "idle", each.record)
-            ]
+            parked = [each for each in self._live if each.parked and self._strikes(armed, "idle", each.record)]
             if parked:
                 armed.left -= 1
             for conversation in parked:

@@ -119,7 +119,7 @@ class FaultyStream(Protocol):
         elif self.record.quit_seen:
             self.record.closed = "quit"
         else:
-            self.record.closed = "fin" if below.check(ConnectionDone) else "reset"  # type: ignore[no-untyped-call]
+            self.record.closed = "fin" if below.check(ConnectionDone) else "reset"
         self.server.ended(self, reason)
 
     def close(self) -> None:
@@ -148,10 +148,10 @@ class FaultyStream(Protocol):
         if not self.greeted:
             self.violation("octets before the greeting was sent")
         self.buffer += data
+        self.fresh_segment = True
         if self.busy:
             self.arrived_while_busy()
             return
-        self.fresh_segment = True
         self.proceed()
 
     def arrived_while_busy(self) -> None:
@@ -239,16 +239,12 @@ class FaultyStream(Protocol):
         else:
             self.strike(point, kind, reply, following, sent)
 
-    def strike(
-        self, point: str, kind: str, reply: bytes, following: bytes = b"", sent: Sent | None = None
-    ) -> None:
+    def strike(self, point: str, kind: str, reply: bytes, following: bytes = b"", sent: Sent | None = None) -> None:
         """Make a fault real, in place of this reply."""
         if kind in BREAKING:
             self._strike_without_reply(kind)
             return
-        script = misreplies.script(
-            kind, point, reply, following, self.server.slow_delay, self.server.drip_interval
-        )
+        script = misreplies.script(kind, point, reply, following, self.server.slow_delay, self.server.drip_interval)
         readable = kind in READABLE or kind in REFUSING
         if kind == "421":
             self.queue(script.pieces[0], sent, readable)
@@ -298,9 +294,7 @@ class FaultyStream(Protocol):
         self.greeted = True
         self.transport.write(script.pieces[index])
         if index + 1 < len(script.pieces):
-            self._later = self.server.reactor.callLater(
-                script.interval, self._piece, script, index + 1, sent, readable
-            )
+            self._later = self.server.reactor.callLater(script.interval, self._piece, script, index + 1, sent, readable)
             return
         self._later = None
         self.record.flights += 1

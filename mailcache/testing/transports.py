@@ -45,7 +45,7 @@ HIGH_WATER = 65_536
 
 
 def _because(error: Exception) -> Failure:
-    return Failure(error)  # type: ignore[no-untyped-call]
+    return Failure(error)
 
 
 class Network(Shape):
@@ -254,7 +254,7 @@ class MemoryTransport:
                     assert self.protocol is not None
                     self.protocol.dataReceived(segment)
             except Exception:  # noqa: BLE001 - as a reactor does: a protocol that raises loses its connection
-                failure = Failure()  # type: ignore[no-untyped-call]
+                failure = Failure()
                 self._log.failure("protocol of {transport} raised", failure, transport=self)
                 self._close(failure)
 
@@ -329,9 +329,7 @@ class MemoryTransport:
         self._keep_alive = bool(enabled)
 
 
-def connected_pair(
-    network: Network, client: IAddress, server: IAddress
-) -> tuple[MemoryTransport, MemoryTransport]:
+def connected_pair(network: Network, client: IAddress, server: IAddress) -> tuple[MemoryTransport, MemoryTransport]:
     """The client's end and the server's of a new connection; neither has a protocol yet."""
     near, far = MemoryTransport(network, client, server), MemoryTransport(network, server, client)
     near._other, far._other = far, near

@@ -50,7 +50,7 @@ class Store:
         return f"250 2.0.0 Ok: stored as {number}"
 
 
-class CountingSMTP(SMTP):  # type: ignore[misc]
+class CountingSMTP(SMTP):
     """Notes connections and the commands it knows, whether it accepts them or not."""
 
     #: The messages are to arrive, long lines or not: RFC 5321's limit of 1000 is for others to enforce.

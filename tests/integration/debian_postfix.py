@@ -64,9 +64,7 @@ def cache_folder() -> Path:
     folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     for part in (folder, *folder.parents):
         if not part.stat().st_mode & 0o001:
-            raise UnavailableError(
-                f"{part} is closed to other users: set MAILCACHE_SERVERS to a folder open to all"
-            )
+            raise UnavailableError(f"{part} is closed to other users: set MAILCACHE_SERVERS to a folder open to all")
     return folder
 
 
@@ -129,9 +127,7 @@ def _run(command: Sequence[str], *, folder: Path | None = None, **environment: s
     try:
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
-        raise UnavailableError(
-            f"{command[0]} is not there: the real servers come from Debian's packages"
-        ) from error
+        raise UnavailableError(f"{command[0]} is not there: the real servers come from Debian's packages") from error
     except subprocess.CalledProcessError as error:
         raise UnavailableError(f"{' '.join(command)}: {error.stderr or error.stdout}") from error
     return done.stdout

@@ -76,7 +76,7 @@ class StoringServer(ABC):
     # Life
 
     async def start(self) -> None:
-        """Returns when connections are accepted."""
+        """Return when connections are accepted."""
         place = await self._prepare()
         self._folder = Path(tempfile.mkdtemp(prefix=f"{self.name}-", dir=place))
         self._folder.chmod(0o755)
@@ -261,16 +261,13 @@ class _Process(ProcessProtocol):
 
 class PostfixServer(StoringServer):
     """
-    Postfix, storing the mail in a maildir. It is configured to change nothing of a message: what a Postfix
-    does to the mail of its own users (adding headers, rewriting addresses, taking Bcc away) is for its own
-    users.
+    Postfix, storing the mail in a maildir. It is configured to change nothing of a message: to add headers,
+    rewrite addresses and take Bcc away is for the mail of a server's own users.
     """
 
     name = "postfix"
 
-    def __init__(
-        self, reactor: PosixReactorBase, log: Path, *, parameters: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, reactor: PosixReactorBase, log: Path, *, parameters: Mapping[str, str] | None = None) -> None:
         """:param parameters: additions to main.cf."""
         super().__init__(reactor, log)
         self._parameters = dict(parameters or {})
@@ -320,16 +317,20 @@ class PostfixServer(StoringServer):
             self.port = probe.getsockname()[1]
         self._make_folders()
         main = {**self._main_cf(postfix), **self._parameters}
-        (self.folder / "conf/main.cf").write_text(
-            "".join(f"{key} = {value}\n" for key, value in main.items())
-        )
+        (self.folder / "conf/main.cf").write_text("".join(f"{key} = {value}\n" for key, value in main.items()))
         (self.folder / "conf/master.cf").write_text(_MASTER_CF.format(address=self.address, port=self.port))
         # Postfix waits until a configuration file is two seconds old before it believes that it is complete.
         for file in (self.folder / "conf").iterdir():
             os.utime(file, (0, 0))
         # The master signals its process group to end it: that must not be ours.
         options = ("-d", "-e", str(_LIFETIME), "-c", str(self.folder / "conf"))
-        environment = {"LD_LIBRARY_PATH": postfix.library_path, "LC_ALL": "C", "POSTLOG_SERVICE": f"{self.folder}/queue/public/postlog", "POSTLOG_HOSTNAME": "mx"}
+        environment = {
+            "LD_LIBRARY_PATH": postfix.library_path,
+            "LC_ALL": "C",
+            # else what goes wrong before the log's own process runs is told to syslog alone
+            "POSTLOG_SERVICE": f"{self.folder}/queue/public/postlog",
+            "POSTLOG_HOSTNAME": "mx",
+        }
         self._spawn("/usr/bin/setsid", str(postfix.programs / "master"), *options, environment=environment)
         (self._group,) = super().pids()
 
@@ -454,9 +455,7 @@ class AiosmtpdServer(StoringServer):
         if not path.exists():
             return []
         lines = path.read_text().splitlines(keepends=True)
-        return [
-            event for line in lines if line.endswith("\n") and (event := json.loads(line))["event"] == kind
-        ]
+        return [event for line in lines if line.endswith("\n") and (event := json.loads(line))["event"] == kind]
 
     def _mail(self) -> Iterator[Path]:
         return (self.folder / "messages").glob("*.eml")

@@ -46,9 +46,7 @@ class Tests(ServerTestCase):
                 self.assertEqual((list(result.accepted), dict(result.rejected)), ([recipient], {}), label)
                 reused.append(result.session.reused)
 
-        await gatherResults(
-            [Deferred.fromCoroutine(send(waiting)) for _ in range(senders)], consumeErrors=True
-        )
+        await gatherResults([Deferred.fromCoroutine(send(waiting)) for _ in range(senders)], consumeErrors=True)
         await cache.close()
         await self.check_stored(messages)
         await server.wait_closed(10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +308,7 @@ class Pairs(SynchronousTestCase):
     def octet_by_octet(self, strike: Strike, interval: float) -> None:
         times = [time for time, _ in strike.segments]
         self.assertEqual({len(data) for _, data in strike.segments}, {1})
-        for before, after in zip(times, times[1:], strict=False):
+        for before, after in pairwise(times):
             self.assertAlmostEqual(after - before, interval)
 
     def check_split(self, strike: Strike) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from twisted.internet import error
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.defer import CancelledError
 from twisted.internet.endpoints import (
@@ -18,9 +19,8 @@ from twisted.internet.error import (
     ConnectionAborted,
     ConnectionDone,
     ConnectionLost,
-    ConnectionRefusedError,
     DNSLookupError,
-    TimeoutError,
+    NotConnectingError,
 )
 from twisted.internet.interfaces import (
     IConnector,
@@ -464,7 +464,7 @@ class Connecting(SynchronousTestCase):
         reactor.run_for(0.09)
         self.assertNoResult(connecting)
         reactor.run_for(0.02)
-        self.failureResultOf(connecting, ConnectionRefusedError)
+        self.failureResultOf(connecting, error.ConnectionRefusedError)
 
     def test_not_listening_any_more(self) -> None:
         """A port that has stopped refuses; what it has accepted lives; it can listen again."""
@@ -473,7 +473,7 @@ class Connecting(SynchronousTestCase):
         pair.port.stopListening()
         failing = TCP4ClientEndpoint(pair.reactor, "192.0.2.1", 25).connect(Factory.forProtocol(Client))
         pair.reactor.pump()
-        self.failureResultOf(failing, ConnectionRefusedError)
+        self.failureResultOf(failing, error.ConnectionRefusedError)
         pair.near_transport.write(b"still here")
         pair.reactor.pump()
         self.assertEqual(pair.far.received, b"still here")
@@ -489,7 +489,7 @@ class Connecting(SynchronousTestCase):
         reactor.black_holes.add(("192.0.2.1", 25))
         endpoint = TCP4ClientEndpoint(reactor, "192.0.2.1", 25, timeout=7)
         failure = self.fail_with(reactor, endpoint, 7)
-        failure.trap(TimeoutError)
+        failure.trap(error.TimeoutError)
 
     def test_cancel(self) -> None:
         """A connect can be given up; no connection comes of it."""
@@ -547,7 +547,7 @@ class Connecting(SynchronousTestCase):
         failing = TCP6ClientEndpoint(reactor, "2001:db8::1", 25).connect(Factory.forProtocol(Client))
         working = TCP4ClientEndpoint(reactor, "203.0.113.9", 25).connect(Factory.forProtocol(Client))
         reactor.pump()
-        self.failureResultOf(failing, ConnectionRefusedError)
+        self.failureResultOf(failing, error.ConnectionRefusedError)
         self.successResultOf(working)
         reactor.listenTCP(25, Factory.forProtocol(Client), interface="::")
         working = TCP6ClientEndpoint(reactor, "2001:db8::1", 25).connect(Factory.forProtocol(Client))
@@ -564,7 +564,7 @@ class Connecting(SynchronousTestCase):
         client: Any = self.successResultOf(connecting)
         self.assertEqual(client.transport.getPeer(), UNIXAddress("/run/lmtp"))
         self.assertEqual(port.getHost(), UNIXAddress("/run/lmtp"))
-        self.failureResultOf(failing, ConnectionRefusedError)
+        self.failureResultOf(failing, error.ConnectionRefusedError)
         self.assertRaises(CannotListenError, reactor.listenUNIX, "/run/lmtp", Factory())
 
     def test_ports(self) -> None:
@@ -660,7 +660,7 @@ class Connecting(SynchronousTestCase):
         connector.disconnect()
         reactor.pump()
         self.assertEqual(calls, ["start", "connecting", "lost", "connecting", "lost", "stop"])
-        self.assertRaises(Exception, connector.stopConnecting)
+        self.assertRaises(NotConnectingError, connector.stopConnecting)
         calls.clear()
         reactor.connectTCP("192.0.2.1", 26, Recording()).disconnect()
         self.assertEqual(calls, ["start", "connecting", "failed", "stop"])

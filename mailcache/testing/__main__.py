@@ -1,0 +1,58 @@
+"""``python -m mailcache.testing``: the scripted server on loopback, in a process of its own.
+
+It prints one line of JSON when it listens ("port", "certificate_authority" in PEM), serves until its standard input
+ends, and prints one more with what it has seen ("connections", "handshakes", "messages", "violations").
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from mailcache.testing.certificates import Authority
+from mailcache.testing.server import SMTPServer
+
+
+def main() -> None:
+    """Serve as the arguments say."""
+    parser = argparse.ArgumentParser(prog="python -m mailcache.testing", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="default: any that is free")
+    parser.add_argument("--interface", default="127.0.0.1")
+    parser.add_argument("--tls", choices=("starttls", "implicit", "none"), default="starttls")
+    options = parser.parse_args()
+
+    from twisted.internet import reactor, stdio
+    from twisted.internet.protocol import Protocol
+    from twisted.python.failure import Failure
+
+    loop: Any = reactor
+    authority = Authority()
+    certificate = None if options.tls == "none" else authority.issue(addresses=(options.interface,))
+    server = SMTPServer(loop, certificate=certificate, implicit_tls=options.tls == "implicit")
+    server.listen(options.port, options.interface)
+
+    class UntilEnd(Protocol):
+        def connectionLost(self, reason: Failure | None = None) -> None:
+            say(
+                connections=server.connection_count,
+                handshakes=server.handshake_count,
+                messages=server.message_count,
+                violations=server.violations,
+            )
+            server.close().addBoth(lambda _: loop.stop())
+
+    stdio.StandardIO(UntilEnd(), reactor=loop)
+    say(port=server.port, certificate_authority=authority.certificate_pem.decode("ascii"))
+    loop.run()
+
+
+def say(**facts: Any) -> None:
+    """One line of JSON for whoever has started this."""
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
