@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import Any, BinaryIO
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IReactorTime
 from twisted.python.failure import Failure
 
 from mailcache.destination import Destination, Endpoint
@@ -47,39 +47,26 @@ def deliver(
         before the end of content was written it fails with `CancelledError`, after with `UncertainDelivery`; the same
         goes for the deadline, with a `DeliveryError`.
     """
-    return _Delivery(cache, destination, envelope, content_of(content), deadline).result
+    if not isinstance(envelope, Envelope):
+        raise ValueError(f"envelope: an Envelope is wanted, not {type(envelope).__name__}")
+    delivery = _Delivery(cache, destination, envelope, content_of(content))
+    if deadline is None:
+        return delivery.begin()
+    if not deadline > 0:
+        raise ValueError(f"deadline: {deadline!r} is not a positive number of seconds")
+    return _within(cache.clock, deadline, delivery.begin())
 
 
 class _Delivery:
-    """One message on its way."""
+    """One message on its way.
 
-    __slots__ = (
-        "_attempts",
-        "_avoid",
-        "_cache",
-        "_content",
-        "_destination",
-        "_envelope",
-        "_first_error",
-        "_late",
-        "_lease",
-        "_needs",
-        "_reused",
-        "_stage",
-        "_timer",
-        "result",
-    )
+    It is one chain of Deferreds, each the lease's or the sending's own, so that cancelling the first always reaches
+    what is being waited for.
+    """
 
-    def __init__(
-        self,
-        cache: Any,
-        destination: Destination,
-        envelope: Envelope,
-        content: Content,
-        deadline: float | None,
-    ) -> None:
-        if not isinstance(envelope, Envelope):
-            raise ValueError(f"envelope: an Envelope is wanted, not {type(envelope).__name__}")
+    __slots__ = ("_attempts", "_avoid", "_cache", "_content", "_destination", "_envelope", "_lease", "_needs", "_reused")
+
+    def __init__(self, cache: Any, destination: Destination, envelope: Envelope, content: Content) -> None:
         self._cache = cache
         self._destination = destination
         self._envelope = envelope
@@ -89,86 +76,76 @@ class _Delivery:
         self._attempts = 0
         self._lease: Any = None
         self._reused = False
-        self._first_error: DeliveryError | None = None
-        self._late = False
-        self._timer: IDelayedCall | None = None
-        self._stage: Deferred[Any] | None = None
-        self.result: Deferred[DeliveryResult] = Deferred(self._cancelled)
-        if deadline is not None:
-            if not deadline > 0:
-                raise ValueError(f"deadline: {deadline!r} is not a positive number of seconds")
-            self._timer = cache.clock.callLater(deadline, self._expire)
-        self._acquire(fresh=False)
 
-    def _acquire(self, *, fresh: bool) -> None:
-        stage = self._cache.acquire(self._destination, needs=self._needs, fresh=fresh, avoid=self._avoid)
-        self._stage = stage
-        stage.addCallbacks(self._leased, self._not_leased)
+    def begin(self) -> Deferred[DeliveryResult]:
+        leasing: Deferred[Any] = self._cache.acquire(self._destination, needs=self._needs)
+        lease = leasing.result if leasing.called else None
+        if leasing.called and not isinstance(lease, Failure | Deferred):
+            return self._send(lease)
+        return leasing.addCallback(self._send)
 
-    def _leased(self, lease: Any) -> None:
+    def _send(self, lease: Any) -> Deferred[DeliveryResult]:
         self._lease = lease
         self._reused = lease.uses > 0
         self._attempts += 1
-        stage = lease.send(self._envelope, self._content)
-        self._stage = stage
-        stage.addCallbacks(self._sent, self._not_sent)
+        sending: Deferred[DeliveryResult]
+        try:
+            sending = lease.send(self._envelope, self._content)
+        except BaseException:
+            lease.release()
+            raise
+        return sending.addCallbacks(self._sent, self._not_sent)
 
-    def _not_leased(self, failure: Failure) -> None:
-        first = self._first_error
-        if first is not None and isinstance(failure.value, DeliveryError) and failure.value.phase == "routing":
-            # There was nowhere else to go: what went wrong before says more.
-            failure = Failure(first)
-        self._fail(failure)
-
-    def _sent(self, result: DeliveryResult) -> None:
+    def _sent(self, result: DeliveryResult) -> DeliveryResult:
         # The session goes back before the caller hears of it: one that sends again at once finds it there.
         self._lease.release()
-        self._finish(result)
+        return result
 
-    def _not_sent(self, failure: Failure) -> None:
+    def _not_sent(self, failure: Failure) -> Failure | Deferred[DeliveryResult]:
         lease = self._lease
         error = failure.value
-        if isinstance(error, DeliveryError) and not error.retriable:
+        if not isinstance(error, DeliveryError):
+            lease.discard()
+            return failure
+        if not error.retriable:
+            # Nothing is wrong with the session, or it knows better itself.
             lease.release()
-            self._fail(failure)
-        elif (
-            isinstance(error, DeliveryError)
-            and self._attempts < MAX_ATTEMPTS
-            and not self._late
-            and self._content.rewind()
-        ):
-            if self._first_error is None:
-                self._first_error = error
-            if not self._reused:
-                self._avoid |= {lease.endpoint}
-            # The request for a fresh session queues before the place of the dead one is given away.
-            self._acquire(fresh=True)
+            return failure
+        if self._attempts >= MAX_ATTEMPTS or not self._content.rewind():
             lease.discard()
-        else:
-            lease.discard()
-            self._fail(failure)
+            return failure
+        if not self._reused:
+            self._avoid |= {lease.endpoint}
+        # The request for a fresh session queues before the place of the dead one is given away.
+        leasing: Deferred[Any] = self._cache.acquire(
+            self._destination, needs=self._needs, fresh=True, avoid=self._avoid
+        )
+        lease.discard()
+        return leasing.addCallbacks(self._send, self._nowhere_else, errbackArgs=(failure,))
 
-    def _finish(self, outcome: DeliveryResult | Failure) -> None:
-        self._stage = None
-        self._lease = None
-        if self._timer is not None and self._timer.active():
-            self._timer.cancel()
-        if not self.result.called:
-            self.result.callback(outcome)
+    @staticmethod
+    def _nowhere_else(failure: Failure, first: Failure) -> Failure:
+        """There was nowhere else to go: what went wrong before says more."""
+        error = failure.value
+        return first if isinstance(error, DeliveryError) and error.phase == "routing" else failure
 
-    def _fail(self, failure: Failure) -> None:
-        if self._late and failure.check(CancelledError):
-            failure = Failure(DeliveryError("the deadline has passed", phase=self._phase()))
-        self._finish(failure)
 
-    def _phase(self) -> str:
-        return "waiting" if self._lease is None else "content"
+def _within(
+    clock: IReactorTime, deadline: float, delivering: Deferred[DeliveryResult]
+) -> Deferred[DeliveryResult]:
+    late = False
 
-    def _expire(self) -> None:
-        self._late = True
-        if self._stage is not None:
-            self._stage.cancel()
+    def expire() -> None:
+        nonlocal late
+        late = True
+        delivering.cancel()
 
-    def _cancelled(self, _result: Deferred[DeliveryResult]) -> None:
-        if self._stage is not None:
-            self._stage.cancel()
+    def end(outcome: Any) -> Any:
+        if timer.active():
+            timer.cancel()
+        if late and isinstance(outcome, Failure) and outcome.check(CancelledError):
+            raise DeliveryError(f"the deadline of {deadline:g} s has passed", phase="deadline")
+        return outcome
+
+    timer = clock.callLater(deadline, expire)
+    return delivering.addBoth(end)

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -206,27 +206,17 @@ class MemorySessionCache:
         session = member.session
         assert isinstance(session, Session)
         if session.uses:
-            self._log.info(
-                "session {session} to {host}[{address}] reused: {version} {cipher}, {verdict}, "
-                "use {use}, {age:.1f} s old",
-                **self._facts(member, session, now),
-            )
+            self._log_reuse(member, session, now)
         return Lease(self, member, session)
 
-    def _facts(self, member: Member, session: Session, now: float) -> dict[str, Any]:
-        candidate = member.candidate
-        evidence = session.evidence
-        verdict = member.verdicts.get(candidate.requirement)
-        return {
-            "session": session.id,
-            "host": candidate.hop.host,
-            "address": candidate.endpoint.address,
-            "version": evidence.version or "clear text",
-            "cipher": evidence.cipher or "",
-            "verdict": verdict.reason if verdict is not None else "not judged",
-            "use": session.uses + 1,
-            "age": now - member.opened_at,
-        }
+    def _log_reuse(self, member: Member, session: Session, now: float) -> None:
+        # What `Logger.info` would do, without building again for each message what is the same for all of them.
+        event = session.log_facts.copy()
+        event["use"] = session.uses + 1
+        event["age"] = now - member.opened_at
+        event["verdict"] = member.verdict.reason
+        event["log_time"] = time.time()
+        self._log.observer(event)
 
     def _released(self, member: Member, session: Session) -> None:
         if session.busy:
@@ -331,8 +321,19 @@ class MemorySessionCache:
         self._log.info(
             "session {session} to {host}[{address}] made in {setup:.3f} s: {version} {cipher}, {verdict}",
             setup=session.setup_seconds,
-            **self._facts(member, session, now),
+            use=1,
+            age=0.0,
+            verdict=session.verdict.reason,
+            **session.log_facts,
         )
+        session.log_facts |= {
+            "log_level": LogLevel.info,
+            "log_logger": self._log,
+            "log_namespace": self._log.namespace,
+            "log_source": self,
+            "log_format": "session {session} to {host}[{address}] reused: {version} {cipher}, {verdict}, "
+            "use {use}, {age:.1f} s old",
+        }
         self._carry_out(actions)
 
     def _not_opened(self, member: Member, failure: Failure) -> None:

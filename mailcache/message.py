@@ -56,7 +56,7 @@ class Envelope:
     __slots__ = (
         "body",
         "mail_command",
-        "rcpt_commands",
+        "other_commands",
         "recipients",
         "requiretls",
         "sender",
@@ -81,12 +81,15 @@ class Envelope:
             raise ValueError(f"body: {body!r} is not one of {', '.join(BODIES)}, or None to find out")
         self.sender = sender
         self.recipients = unique
-        self.smtputf8 = smtputf8 or not all(address.isascii() for address in (sender, *unique))
+        self.smtputf8 = smtputf8 or not (sender.isascii() and "".join(unique).isascii())
         self.body = body
         self.requiretls = requiretls
         self.mail_command = commands.mail(sender, smtputf8=self.smtputf8, requiretls=requiretls)[:-2]
         """MAIL without SIZE, BODY and CRLF: what differs from server to server is appended."""
-        self.rcpt_commands = tuple(commands.rcpt(address, smtputf8=self.smtputf8) for address in unique)
+        self.other_commands = (
+            b"".join([commands.rcpt(address, smtputf8=self.smtputf8) for address in unique]) + commands.DATA
+        )
+        """All RCPTs in their order, and DATA."""
 
     def __repr__(self) -> str:
         return f"Envelope({self.sender!r}, {list(self.recipients)!r})"
@@ -236,6 +239,8 @@ def content_of(content: bytes | BinaryIO | Content) -> Content:
     :raises TypeError: for anything but bytes or a binary file.
     :raises ValueError: for a file that is closed or can't be read.
     """
+    if isinstance(content, (BytesContent, FileContent)):
+        return content
     if isinstance(content, (bytes, bytearray, memoryview)):
         return BytesContent(bytes(content))
     if hasattr(content, "chunks"):

@@ -25,7 +25,7 @@ from mailcache.routing.route import Hop
 from mailcache.session import Session
 from mailcache.tls import Contexts
 from mailcache.trust.evidence import CLEAR, Evidence
-from mailcache.trust.judge import judge
+from mailcache.trust.judge import Verdict, judge
 from mailcache.trust.policy import Requirement
 from mailcache.wire import commands, sasl
 from mailcache.wire.capabilities import Capabilities
@@ -139,6 +139,7 @@ class _Attempt:
         self._dialogue = Dialogue()
         self._connection = Connection(self._dialogue, opener.now, opener.gone)
         self._phase = "connect"
+        self._verdict = Verdict(False, "not judged")
 
     async def run(self) -> Session:
         try:
@@ -184,21 +185,14 @@ class _Attempt:
             self._judge(evidence)
         if self._destination.credentials is not None:
             await self._authenticate(capabilities, evidence)
-        hop = self._hop
-        endpoint = hop.endpoint
-        if endpoint.port is None:
-            peer = str(endpoint)
-        elif hop.host == endpoint.address:
-            peer = f"[{endpoint.address}]:{endpoint.port}"
-        else:
-            peer = f"{hop.host}[{endpoint.address}]:{endpoint.port}"
         return Session(
             connection,
             identifier=f"{next(_identifiers):x}",
             key=self._key,
-            peer=peer,
+            host=self._hop.host,
             capabilities=capabilities,
             evidence=evidence,
+            verdict=self._verdict,
             timeouts=self._timeouts,
             setup_seconds=self._opener.now() - started,
         )
@@ -307,10 +301,10 @@ class _Attempt:
         return evidence
 
     def _judge(self, evidence: Evidence) -> None:
-        verdict = judge(self._requirement, evidence, self._opener.wall())
-        if not verdict.ok:
+        self._verdict = judge(self._requirement, evidence, self._opener.wall())
+        if not self._verdict.ok:
             self._phase = "trust"
-            raise self._error(verdict.reason)
+            raise self._error(self._verdict.reason)
 
     async def _authenticate(self, capabilities: Capabilities, evidence: Evidence) -> None:
         self._phase = "auth"

@@ -1,6 +1,7 @@
 """Which waiting request gets which session, and what is to be opened and closed: decided here, done elsewhere.
 
 Theory of operation. A `Member` is a place: NEVER = float("inf")
+NOT_JUDGED = Verdict(False, "not judged")
 
 OPENING, LEASED, IDLE or CLOSING. It counts against the limits from the
 decision to open it until its socket is gone, so that a server never sees more connections than the limits say. A
@@ -53,6 +54,7 @@ AGE_SPREAD = 0.2
 """By what part ages differ, so that sessions opened together do not end together."""
 
 NEVER = float("inf")
+NOT_JUDGED = Verdict(False, "not judged")
 
 OPENING, LEASED, IDLE, CLOSING = "opening", "leased", "idle", "closing"
 
@@ -102,6 +104,7 @@ class Member:
         "request",
         "session",
         "state",
+        "verdict",
         "verdicts",
     )
 
@@ -115,6 +118,7 @@ class Member:
         self.expires_at = 0.0
         self.idle_until = 0.0
         self.max_uses: int | None = None
+        self.verdict = NOT_JUDGED
         self.verdicts: dict[Requirement, Verdict] = {}
 
 
@@ -444,7 +448,9 @@ class Pool:
             return False
         if needs is not NO_NEEDS and needs.unmet_by(session.capabilities) is not None:
             return False
-        return self._verdict(member, session, candidate.requirement).ok
+        verdict = self._verdict(member, session, candidate.requirement)
+        member.verdict = verdict
+        return verdict.ok
 
     def _verdict(self, member: Member, session: Kept, requirement: Requirement) -> Verdict:
         verdict = member.verdicts.get(requirement)
@@ -457,7 +463,8 @@ class Pool:
 
     def _may_move(self, member: Member, destination: Destination) -> bool:
         return (
-            member.destination == destination
+            member.destination is destination
+            or member.destination == destination
             or self._at_destination[destination] < self.limits.sessions_per_destination
         )
 
@@ -507,7 +514,7 @@ class Pool:
         if member.state == IDLE:
             self._unpark(member)
         member.state = LEASED
-        if member.destination != destination:
+        if member.destination is not destination:
             self._at_destination[member.destination] -= 1
             self._at_destination[destination] += 1
             member.destination = destination

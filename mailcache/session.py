@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from mailcache.connection import Connection, Cut
-from mailcache.destination import SessionKey
+from mailcache.destination import Endpoint, SessionKey
 from mailcache.limits import Timeouts
 from mailcache.message import Content, Envelope, content_of, seven_bit
 from mailcache.result import DeliveryError, DeliveryResult, SessionFacts, UncertainDelivery
 from mailcache.trust.evidence import Evidence
+from mailcache.trust.judge import Verdict
 from mailcache.wire.capabilities import Capabilities
 from mailcache.wire.replies import Reply
-from mailcache.wire.transaction import CONTENT, CUT, DONE, EMPTY, PHASES, WAITING, Transaction
+from mailcache.wire.transaction import CONTENT, CUT, DONE, EMPTY, WAITING, Transaction
 
 LONE_DOT = b".\r\n"
 
@@ -27,7 +28,9 @@ class Session:
     :ivar uses: transactions begun on it.
     :ivar rset_due: the last transaction did not end cleanly, so that RSET precedes the next MAIL.
     :ivar on_cut: called with the `Cut` when the connection ends while no transaction is under way.
+    :ivar verdict: why it was trusted when it was opened; each later borrower has a verdict of its own.
     :ivar setup_seconds: what it took to open.
+    :ivar log_facts: what every event about it says.
     """
 
     def __init__(
@@ -36,19 +39,28 @@ class Session:
         *,
         identifier: str,
         key: SessionKey,
-        peer: str,
+        host: str,
         capabilities: Capabilities,
         evidence: Evidence,
+        verdict: Verdict,
         timeouts: Timeouts,
         setup_seconds: float,
     ) -> None:
         self.connection = connection
         self.id = identifier
         self.key = key
-        self.peer = peer
+        self.peer = _peer(host, key.endpoint)
         self.capabilities = capabilities
         self.evidence = evidence
+        self.verdict = verdict
         self.setup_seconds = setup_seconds
+        self.log_facts: dict[str, Any] = {
+            "session": identifier,
+            "host": host,
+            "address": key.endpoint.address,
+            "version": evidence.version or "clear text",
+            "cipher": evidence.cipher or "",
+        }
         self.uses = 0
         self.rset_due = False
         self.on_cut: Callable[[Cut], None] = _nobody_listens
@@ -66,8 +78,6 @@ class Session:
         self._spoiled = False
         self._seven_bit_only = False
         self._transaction: Transaction | None = None
-        self._kinds: list[int] = []
-        self._answered = 0
         self._content: Content | None = None
         self._result: Deferred[DeliveryResult] | None = None
         connection.receiver = self
@@ -113,7 +123,7 @@ class Session:
         ours = self._transaction = Transaction(
             envelope.mail_command,
             envelope.recipients,
-            envelope.rcpt_commands,
+            envelope.other_commands,
             self.capabilities,
             size=source.size,
             eight_bit=needs.eightbitmime or undeclared,
@@ -138,16 +148,12 @@ class Session:
         limits = [self._limits[kind] for kind in kinds]
         if reused:
             limits[0] = min(limits[0], self._timeouts.first_reply)
-        self._kinds = kinds
-        self._answered = 0
         self.connection.write(data, limits)
 
     def _write_content(self, ours: Transaction) -> None:
         source = self._content
         assert source is not None
-        self._kinds = kinds = ours.content_kinds()
-        self._answered = 0
-        limits = [self._limits[kind] for kind in kinds]
+        limits = [self._limits[kind] for kind in ours.content_kinds()]
         whole = source.whole()
         if whole is not None:
             self.connection.write_content(whole, limits)
@@ -156,9 +162,7 @@ class Session:
             self.connection.stream_content(chunks, self._timeouts.content, limits)
 
     def _write_lone_dot(self, ours: Transaction) -> None:
-        self._kinds = kinds = ours.lone_dot_kinds()
-        self._answered = 0
-        self.connection.write(LONE_DOT, [self._limits[kind] for kind in kinds])
+        self.connection.write(LONE_DOT, [self._limits[kind] for kind in ours.lone_dot_kinds()])
 
     # -- its end -----------------------------------------------------------------------------------------------
 
@@ -181,11 +185,7 @@ class Session:
     def reply_received(self, reply: Reply) -> None:
         ours = self._transaction
         assert ours is not None
-        if ours.step == CUT:
-            return
-        kind = self._kinds[self._answered]
-        self._answered += 1
-        ours.reply(kind, reply)
+        ours.reply(reply)
         if ours.step == CUT:
             self.connection.cut("reply", ours.problem, reply)
 
@@ -199,11 +199,11 @@ class Session:
 
     def read_finished(self) -> None:
         ours = self._transaction
-        if ours is None or ours.step == WAITING:
-            return
-        if self._answered < len(self._kinds):
+        if ours is None:
             return
         step = ours.step
+        if step == WAITING:
+            return
         if step == CONTENT:
             self._write_content(ours)
         elif step == EMPTY:
@@ -247,7 +247,7 @@ class Session:
         else:
             outcome = DeliveryError(
                 str(cut),
-                phase=self._phase(ours),
+                phase=ours.phase,
                 retriable=cut.reason != "content",
                 endpoint=endpoint,
                 reply=cut.reply,
@@ -255,14 +255,6 @@ class Session:
         if isinstance(outcome, Exception):
             outcome.__cause__ = cut
         self._end(ours, outcome)
-
-    def _phase(self, ours: Transaction) -> str:
-        if ours.content_begun:
-            return "content"
-        position = min(self._answered, len(self._kinds) - 1)
-        if ours.step == CUT and position:
-            position = self._answered - 1
-        return PHASES[self._kinds[position]]
 
     def _verdict(self, ours: Transaction) -> DeliveryResult:
         assert ours.final is not None
@@ -291,6 +283,14 @@ class Session:
         self.connection.cut("aborted", "the delivery was cancelled")
         if result is not None:
             result.errback(Failure(CancelledError()))
+
+
+def _peer(host: str, endpoint: Endpoint) -> str:
+    if endpoint.port is None:
+        return str(endpoint)
+    if host == endpoint.address:
+        return f"[{endpoint.address}]:{endpoint.port}"
+    return f"{host}[{endpoint.address}]:{endpoint.port}"
 
 
 def _nobody_listens(_cut: Cut) -> None:

@@ -32,10 +32,13 @@ class _ServerTLS(TLSMemoryBIOProtocol):
     _begun = False
 
     def dataReceived(self, data: bytes) -> None:
+        stream = cast(FaultyStream, self.wrappedProtocol)
+        if stream.half_closed:
+            return  # it can't be answered, not even by TLS itself
         if not self._begun:
             self._begun = True
             if data[0] != _HANDSHAKE_RECORD:
-                cast(FaultyStream, self.wrappedProtocol).violation("clear text where TLS should begin")
+                stream.violation("clear text where TLS should begin")
         super().dataReceived(data)  # type: ignore[no-untyped-call]
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -56,6 +59,7 @@ class FaultyStream(Protocol):
     @ivar record: what is known of the connection.
     @ivar muted: all that comes is thrown away and nothing is answered any more.
     @ivar busy: an answer is under way; what comes has to wait.
+    @ivar half_closed: this side has sent its FIN and reads on.
     @ivar buffer: what has been read and not been taken.
     @ivar fresh_segment: a segment has come, and no command of it was taken; the subclass clears it.
     """
@@ -66,6 +70,7 @@ class FaultyStream(Protocol):
         self.muted = False
         self.busy = False
         self.greeted = False
+        self.half_closed = False
         self.lost_below: Failure | None = None
         self.buffer = bytearray()
         self.fresh_segment = False
@@ -201,6 +206,7 @@ class FaultyStream(Protocol):
         if kind == "slow":
             self._later = self.server.reactor.callLater(self.server.slow_delay, self._late_handshake)
         elif kind == "garbage":
+            self.muted = True
             self._under.write(misreplies.NOT_TLS)
         else:
             self._strike_without_reply(kind)
@@ -321,6 +327,7 @@ class FaultyStream(Protocol):
                 self._ended_by_server = True
                 self._under.loseConnection()
             case "halfclose":
+                self.half_closed = True
                 self._under.loseWriteConnection()
             case "notify":
                 assert self._tls is not None

@@ -177,7 +177,7 @@ class ReplyParser:
     nothing is parsed and nothing is held: there is no way back into step with such a server.
     """
 
-    __slots__ = ("_code", "_flaw", "_lines", "_partial", "_size", "error", "lenient")
+    __slots__ = ("_code", "_flaw", "_known", "_known_replies", "_lines", "_partial", "_size", "error", "lenient")
 
     def __init__(self) -> None:
         self.lenient = False
@@ -189,6 +189,9 @@ class ReplyParser:
         self._code = 0
         self._flaw: str | None = None
         self._partial = bytearray()
+        # The last read of several usual replies: a server says the same to the same flight, message for message.
+        self._known = b""
+        self._known_replies: list[Reply] = []
 
     @property
     def pending(self) -> bool:
@@ -201,6 +204,8 @@ class ReplyParser:
 
         :return: the replies completed by it, in order; those before an error, too
         """
+        if data == self._known and not self._partial and not self._lines and self.error is None:
+            return self._known_replies[:]
         replies: list[Reply] = []
         if self.error is not None:
             return replies
@@ -215,11 +220,12 @@ class ReplyParser:
                 line = bytes(self._partial + data[:start])
                 self._partial.clear()
                 self._take(line, replies)
+        usual = start == 0
         while start < length and self.error is None:
             end = data.find(b"\n", start) + 1
             if end == 0:
                 self._keep(data[start:])
-                break
+                return replies
             line = data[start:end]
             start = end
             # The usual reply is one well-formed line: it costs these few searches and nothing else.
@@ -232,8 +238,12 @@ class ReplyParser:
                 and b"\0" not in line
             ):
                 replies.append(Reply(code, line))
-            elif self._room(len(line), line):
-                self._take(line, replies)
+            else:
+                usual = False
+                if self._room(len(line), line):
+                    self._take(line, replies)
+        if usual and len(replies) > 1:
+            self._known, self._known_replies = data, replies[:]
         return replies
 
     def _keep(self, data: bytes) -> None:

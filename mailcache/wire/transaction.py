@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mailcache.wire.capabilities import Capabilities
-from mailcache.wire.commands import DATA as DATA_COMMAND
 from mailcache.wire.commands import RSET as RSET_COMMAND
 from mailcache.wire.replies import Reply
 
@@ -52,7 +51,8 @@ class Transaction:
     """The state of one message's transaction; see the module's text.
 
     :param mail: the MAIL command without SIZE, BODY and CRLF.
-    :param recipients: whom `rcpts`, whole commands, name, in the same order; each once.
+    :param recipients: the recipients, each once.
+    :param others: the RCPT commands for them, in the same order, and DATA.
     :param size: bytes for SIZE, where the server offers it (RFC 1870).
     :param eight_bit: whether the content is declared as 8BITMIME; only where the server offers it.
     :param rset_due: RSET goes first, since the last transaction on this session did not end cleanly.
@@ -61,11 +61,13 @@ class Transaction:
     """
 
     __slots__ = (
+        "_answered",
         "_commands",
         "_contradicted",
         "_kinds",
         "_lmtp",
         "_mail_refused",
+        "_owed",
         "_pipelining",
         "_position",
         "_recipient",
@@ -88,7 +90,7 @@ class Transaction:
         self,
         mail: bytes,
         recipients: tuple[str, ...],
-        rcpts: tuple[bytes, ...],
+        others: bytes,
         capabilities: Capabilities,
         *,
         size: int | None,
@@ -101,11 +103,13 @@ class Transaction:
             mail += b" SIZE=%d" % size
         if eight_bit and capabilities.eightbitmime:
             mail += b" BODY=8BITMIME"
-        self._commands = [mail + b"\r\n", *rcpts, DATA_COMMAND]
+        self._commands = mail + b"\r\n" + others
         self._kinds = [MAIL, *[RCPT] * len(recipients), DATA]
         if rset_due:
-            self._commands.insert(0, RSET_COMMAND)
+            self._commands = RSET_COMMAND + self._commands
             self._kinds.insert(0, RSET)
+        self._owed: list[int] = []
+        self._answered = 0
         self._pipelining = capabilities.pipelining
         self._reused = reused
         self._lmtp = lmtp
@@ -130,24 +134,28 @@ class Transaction:
 
     def flight(self) -> tuple[bytes, list[int]]:
         """The bytes to write next, and the kinds of the replies they are owed."""
-        self.step = WAITING
         if self._pipelining:
-            return b"".join(self._commands), self._kinds
-        kind = self._kinds[self._position]
-        return self._commands[self._position], [kind]
+            return self._commands, self._owe(self._kinds)
+        end = self._commands.index(b"\n") + 1
+        command, self._commands = self._commands[:end], self._commands[end:]
+        return command, self._owe([self._kinds[self._position]])
 
     def content_kinds(self) -> list[int]:
         """The kinds of the replies that the content will be owed. To be called when it begins to be written."""
-        self.step = WAITING
         self.content_begun = True
         self._undecided = self.accepted
         self.accepted = []
-        return [DOT] * len(self._undecided) if self._lmtp else [DOT]
+        return self._owe([DOT] * len(self._undecided) if self._lmtp else [DOT])
 
     def lone_dot_kinds(self) -> list[int]:
         """The kinds of the replies that the lone dot is owed."""
+        return self._owe([LONE_DOT])
+
+    def _owe(self, kinds: list[int]) -> list[int]:
         self.step = WAITING
-        return [LONE_DOT]
+        self._owed = kinds
+        self._answered = 0
+        return kinds
 
     # -- what has come of it ---------------------------------------------------------------------------------
 
@@ -155,6 +163,14 @@ class Transaction:
     def decided(self) -> bool:
         """Whether the server's verdict on every recipient is known."""
         return self.final is not None and len(self.accepted) + len(self.rejected) == len(self._recipients)
+
+    @property
+    def phase(self) -> str:
+        """The name of where it stands: of the reply that cut it, else of the one that is owed next."""
+        if self.content_begun:
+            return "content"
+        position = self._answered - 1 if self.step == CUT else self._answered
+        return PHASES[self._owed[min(position, len(self._owed) - 1)]]
 
     @property
     def undecided(self) -> tuple[str, ...]:
@@ -173,8 +189,10 @@ class Transaction:
 
     # -- replies -----------------------------------------------------------------------------------------------
 
-    def reply(self, kind: int, reply: Reply) -> None:
-        """Take the reply owed next, which is of ``kind``."""
+    def reply(self, reply: Reply) -> None:
+        """Take the reply that is owed next."""
+        kind = self._owed[self._answered]
+        self._answered += 1
         _HANDLERS[kind](self, reply)
 
     def _advance(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 from OpenSSL import SSL
+from OpenSSL.crypto import X509
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.interfaces import IHalfCloseableProtocol, IOpenSSLClientConnectionCreator
 from twisted.internet.protocol import Factory, Protocol, connectionDone
@@ -29,8 +30,6 @@ class Trusting:
         self.context = SSL.Context(SSL.TLS_METHOD)
         store = self.context.get_cert_store()
         assert store is not None
-        from OpenSSL.crypto import X509
-
         store.add_cert(X509.from_cryptography(authority.certificate))
         self.context.set_verify(SSL.VERIFY_PEER, None)
 
@@ -135,3 +134,28 @@ class Scene:
         said = self.say(client, b"MAIL FROM:<a@x.test>\r\nRCPT TO:<b@y.test>\r\nDATA\r\n")
         assert said.endswith(b"354 go ahead\r\n"), said
         return self.say(client, content + b".\r\n")
+
+
+class Pair:
+    """Two connected protocols on a reactor."""
+
+    def __init__(
+        self, latency: float = 0.0, near: Client | None = None, far: Client | None = None, bind: Any = None
+    ) -> None:
+        self.reactor = MemoryReactor(latency=latency)
+        self.near, self.far = near or Client(), far or Client()
+        self.near.clock = self.far.clock = self.reactor
+        self.port = self.reactor.listenTCP(25, Factory.forProtocol(lambda: self.far), interface="192.0.2.1")
+        endpoint = TCP4ClientEndpoint(self.reactor, "192.0.2.1", 25, bindAddress=bind)
+        self.connected_at: list[float] = []
+        self.connecting = endpoint.connect(Factory.forProtocol(lambda: self.near))
+        self.connecting.addCallback(lambda _: self.connected_at.append(self.reactor.seconds()))
+        self.reactor.run_for(1)
+
+    @property
+    def near_transport(self) -> Any:
+        return self.near.transport
+
+    @property
+    def far_transport(self) -> Any:
+        return self.far.transport

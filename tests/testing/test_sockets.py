@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import smtplib
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
-from mailcache.testing import Authority, Fault, SMTPServer
+from mailcache.testing import APPLICABLE, Authority, Fault, SMTPServer
 
 AUTHORITY = Authority()
 CERTIFICATE = AUTHORITY.issue(("localhost",), ("127.0.0.1",))
@@ -105,3 +106,35 @@ class Sockets(TestCase):
             self.assertEqual([isinstance(error, expected) for error in caught], [True] * bool(expected), caught)
             await server.close()
             self.assertEqual(server.open_count, 0)
+
+    async def test_every_kind_under_tls(self) -> None:
+        """Whatever strikes under TLS on a real socket, the client's close ends it and nothing is logged."""
+        secure = trusting()
+        for kind in sorted(APPLICABLE["mail"]):
+            server = self.serve(
+                certificate=CERTIFICATE, faults=[Fault("mail", kind)], slow_delay=0.01, drip_interval=0.001
+            )
+
+            def talk(server: SMTPServer = server) -> bytes:
+                with socket.create_connection(("127.0.0.1", server.port), timeout=5) as clear:
+                    for line in (b"", b"EHLO me\r\n", b"STARTTLS\r\n"):
+                        clear.sendall(line)
+                        clear.recv(4096)
+                    with secure.wrap_socket(clear, server_hostname="localhost") as connection:
+                        for line in (b"EHLO me\r\n", b"MAIL FROM:<a@x.test>\r\n"):
+                            connection.sendall(line)
+                            connection.settimeout(5 if line.startswith(b"EHLO") else 0.2)
+                            try:
+                                heard = connection.recv(4096)
+                            except (OSError, TimeoutError):
+                                heard = b""
+                return heard
+
+            heard = await deferToThread(talk)
+            quiet = {"silence", "rst", "fin", "halfclose", "notify", "badrecord", "restart"}
+            self.assertEqual(heard == b"", kind in quiet, kind)
+            self.assertEqual([fault.kind for fault, _ in server.fired], [kind])
+            self.assertEqual(server.violations, [])
+            await server.close()
+            self.assertEqual(server.open_count, 0)
+        self.assertEqual(self.flushLoggedErrors(), [])
