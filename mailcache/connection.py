@@ -7,7 +7,6 @@ receiver's business. A byte that nobody is owed ends it (rule R1), at any time, 
 from __future__ import annotations
 
 import socket
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from typing import Protocol as TypingProtocol
@@ -51,8 +50,8 @@ class Receiver(TypingProtocol):
     def tls_established(self) -> None:
         """The handshake is done; nothing was judged."""
 
-    def reply_received(self, reply: Reply) -> None:
-        """A reply that was owed has come; more of the same read may follow."""
+    def replies_received(self, replies: list[Reply]) -> None:
+        """Replies that were owed have come, at least one, in their order; more of the same read may follow."""
 
     def early_reply(self, reply: Reply) -> None:
         """A reply has come while content was being written. The connection is cut when this returns."""
@@ -75,13 +74,11 @@ class Connection(Protocol):
     :param now: gives monotonic seconds.
     :param on_gone: called once, with this, when the transport is closed.
     :ivar deadline: when `expire` is to be called, on that clock; whoever keeps the connections looks at it.
-    :ivar flawed: why it must not be kept although it works ("bare LF", ...), or ``None``.
     """
 
     def __init__(self, receiver: Receiver, now: Callable[[], float], on_gone: Callable[[Connection], None]) -> None:
         self.receiver = receiver
         self.deadline = NEVER
-        self.flawed: str | None = None
         self._now = now
         self._on_gone = on_gone
         self._wire: Any = None
@@ -89,7 +86,7 @@ class Connection(Protocol):
         self._socket_send: Callable[[bytes], int] | None = None
         self._behind = False
         self._parser = ReplyParser()
-        self._owed: deque[float] = deque()
+        self._owed: list[float] = []
         self._tls: TLSLayer | None = None
         self._ended = False
         self._leaving = False
@@ -149,33 +146,40 @@ class Connection(Protocol):
 
     def _parse(self, data: bytes) -> None:
         parser = self._parser
-        owed = self._owed
-        for reply in parser.feed(data):
-            if reply.flaw is not None:
-                self.flawed = reply.flaw
-            if self._chunks is not None:
-                self.receiver.early_reply(reply)
-                self.cut("unsolicited", "a reply came before the content was written", reply)
-            elif not owed:
-                self.cut("unsolicited", f"a reply that was not asked for: {reply}", reply)
-            else:
-                owed.popleft()
-                if owed:
-                    self.deadline = self._now() + owed[0]
-                else:
-                    self.deadline = NEVER
-                    # All that was written is answered, so none of it waits in the transport.
-                    self._behind = False
-                if self._quitting:
-                    self._leave()
-                else:
-                    self.receiver.reply_received(reply)
+        replies = parser.feed(data)
+        if replies:
+            self._take(replies)
             if self._ended:
                 return
         if parser.error is not None:
             self.cut("malformed", f"not an SMTP reply: {parser.error}")
-        elif parser.pending and not owed and self._chunks is None:
+        elif parser.pending and not self._owed and self._chunks is None:
             self.cut("unsolicited", "bytes that were not asked for")
+
+    def _take(self, replies: list[Reply]) -> None:
+        owed = self._owed
+        count = len(replies)
+        if self._chunks is not None:
+            self.receiver.early_reply(replies[0])
+            self.cut("unsolicited", "a reply came before the content was written", replies[0])
+            return
+        surplus = replies[len(owed)] if count > len(owed) else None
+        if surplus is not None:
+            del replies[len(owed) :]
+        if replies:
+            del owed[:count]
+            if owed:
+                self.deadline = self._now() + owed[0]
+            else:
+                self.deadline = NEVER
+                # All that was written is answered, so none of it waits in the transport.
+                self._behind = False
+            if self._quitting:
+                self._leave()
+            else:
+                self.receiver.replies_received(replies)
+        if surplus is not None:
+            self.cut("unsolicited", f"a reply that was not asked for: {surplus}", surplus)
 
     # -- its state ---------------------------------------------------------------------------------------------
 
@@ -183,6 +187,11 @@ class Connection(Protocol):
     def quiet(self) -> bool:
         """Whether nothing is owed or half read, and it has not ended."""
         return not self._owed and not self._parser.pending and not self._ended
+
+    @property
+    def flawed(self) -> str | None:
+        """Why it must not be kept although it works ("bare LF", ...), or ``None``."""
+        return self._parser.flaw
 
     @property
     def ended(self) -> bool:

@@ -61,8 +61,8 @@ class Dialogue:
     def tls_established(self) -> None:
         self._established = True
 
-    def reply_received(self, reply: Reply) -> None:
-        self._reply = reply
+    def replies_received(self, replies: list[Reply]) -> None:
+        (self._reply,) = replies
 
     def early_reply(self, reply: Reply) -> None:
         raise AssertionError("no content is written while a session is opened")

@@ -182,12 +182,12 @@ class Session:
     def tls_established(self) -> None:
         raise AssertionError("TLS is set up before there is a session")
 
-    def reply_received(self, reply: Reply) -> None:
+    def replies_received(self, replies: list[Reply]) -> None:
         ours = self._transaction
         assert ours is not None
-        ours.reply(reply)
+        ours.replies(replies)
         if ours.step == CUT:
-            self.connection.cut("reply", ours.problem, reply)
+            self.connection.cut("reply", ours.problem, ours.culprit)
 
     def early_reply(self, reply: Reply) -> None:
         assert self._transaction is not None

@@ -94,14 +94,18 @@ class ContentEncoder:
 
 def _normalised(content: bytes) -> bytes:
     """Every CR, LF and CRLF as CRLF."""
-    # Counting is what makes the usual, clean content cheap; a regular expression costs ten times as much.
-    line_feeds = content.count(b"\n")
-    if line_feeds == content.count(b"\r") and line_feeds == content.count(b"\r\n"):
+    # What is left without the CRLFs shows whether all is clean, as it mostly is; a regular expression costs ten times
+    # as much, counting half as much again.
+    rest = content.replace(b"\r\n", b"")
+    if b"\n" not in rest and b"\r" not in rest:
         return content
     return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
 
 def _stuffed(content: bytes) -> bytes:
     """Normalised content with the dot doubled at the head of every line but the first (the caller's)."""
+    # Searched no further than the last dot, which is found at once: in most encoded bodies there is none at all.
     # The longer needle is found sooner than LF "." would be.
-    return content.replace(b"\r\n.", b"\r\n..") if b"\r\n." in content else content
+    if content.find(b"\r\n.", 0, content.rfind(b".") + 1) < 0:
+        return content
+    return content.replace(b"\r\n.", b"\r\n..")

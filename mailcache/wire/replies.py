@@ -175,13 +175,16 @@ class ReplyParser:
 
     `error` is None until the bytes are no SMTP reply, then says why in one printable line. From there on
     nothing is parsed and nothing is held: there is no way back into step with such a server.
+
+    `flaw` is the first flaw of any reply so far, or None.
     """
 
-    __slots__ = ("_code", "_flaw", "_known", "_known_replies", "_lines", "_partial", "_size", "error", "lenient")
+    __slots__ = ("_code", "_flaw", "_known", "_known_replies", "_lines", "_partial", "_size", "error", "flaw", "lenient")
 
     def __init__(self) -> None:
         self.lenient = False
         self.error: str | None = None
+        self.flaw: str | None = None
         # The incomplete reply: its complete lines, their bytes in all, their code and first flaw, and then
         # the bytes after the last LF, which therefore need no second search.
         self._lines: list[bytes] = []
@@ -293,6 +296,7 @@ class ReplyParser:
             self._flaw = _flaw(line)
         if last:
             reply = Reply(code, b"".join([*self._lines, line]), self._flaw)
+            self.flaw = self.flaw or self._flaw
             self._reset()
             replies.append(reply)
             return

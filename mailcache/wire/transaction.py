@@ -5,7 +5,7 @@ due, MAIL, a RCPT for each recipient, DATA; then the content, and after it one r
 accepted). With PIPELINING (RFC 2920) the commands go out in one flight and the replies are matched to them one by
 one; without it each goes out when the one before is answered. Nothing is ever pipelined behind the content.
 
-`Transaction` does no I/O. Its owner writes `flight()`, hands in each reply with `reply()`, and when all that was
+`Transaction` does no I/O. Its owner writes `flight()`, hands in what comes with `replies()`, and when all that was
 read has been parsed looks at `step`, which says what is to be done next:
 
 ==========  ====================================================================================================
@@ -80,6 +80,7 @@ class Transaction:
         "clean",
         "content_begun",
         "content_written",
+        "culprit",
         "final",
         "problem",
         "rejected",
@@ -129,6 +130,7 @@ class Transaction:
         self.clean = True
         self.step = COMMANDS
         self.problem = ""
+        self.culprit: Reply | None = None
 
     # -- what to write -------------------------------------------------------------------------------------
 
@@ -189,23 +191,30 @@ class Transaction:
 
     # -- replies -----------------------------------------------------------------------------------------------
 
-    def reply(self, reply: Reply) -> None:
-        """Take the reply that is owed next."""
-        kind = self._owed[self._answered]
-        self._answered += 1
-        _HANDLERS[kind](self, reply)
+    def replies(self, replies: list[Reply]) -> None:
+        """Take the replies that are owed next, no more than are owed; those behind a cut are not looked at."""
+        owed = self._owed
+        answered = self._answered
+        for reply in replies:
+            kind = owed[answered]
+            answered += 1
+            self._answered = answered
+            _HANDLERS[kind](self, reply)
+            if self.step == CUT:
+                break
 
     def _advance(self) -> None:
         self._position += 1
         if not self._pipelining:
             self.step = COMMANDS
 
-    def _cut(self, problem: str) -> None:
+    def _cut(self, problem: str, reply: Reply) -> None:
         self.step = CUT
         self.problem = problem
+        self.culprit = reply
 
     def _unexpected(self, command: str, reply: Reply) -> None:
-        self._cut(f"the reply to {command} was {reply}")
+        self._cut(f"the reply to {command} was {reply}", reply)
 
     def _rset(self, reply: Reply) -> None:
         if reply.code == 250 and reply.flaw is None:
@@ -255,7 +264,7 @@ class Transaction:
         if code == 354:
             if self._contradicted:
                 # The server would deliver what it has refused: it must see no end of content.
-                self._cut("the server wants content after it has refused MAIL")
+                self._cut("the server wants content after it has refused MAIL", reply)
             else:
                 self.step = CONTENT if self.accepted else EMPTY
         elif code == 421 or code < 400:
@@ -282,7 +291,7 @@ class Transaction:
             self._refused_at_end = True
         self.final = reply
         if code == 421:
-            self._cut("the server closes the session: 421")
+            self._cut("the server closes the session", reply)
         elif not self._undecided:
             self.step = DONE
             self._taken = not self._refused_at_end
