@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from mailcache.connection import Connection, Cut
 from mailcache.destination import Endpoint, SessionKey
 from mailcache.limits import Timeouts
-from mailcache.message import Content, Envelope, content_of, seven_bit
+from mailcache.message import NO_NEEDS, Content, Envelope, content_of, seven_bit
 from mailcache.result import DeliveryError, DeliveryResult, SessionFacts, UncertainDelivery
 from mailcache.trust.evidence import Evidence
 from mailcache.trust.judge import Verdict
@@ -112,7 +112,7 @@ class Session:
         needs = envelope.needs(source)
         if not self.connection.quiet:
             return self._refused("the session has ended", phase="mail")
-        lacking = needs.unmet_by(self.capabilities)
+        lacking = None if needs is NO_NEEDS else needs.unmet_by(self.capabilities)
         if lacking is not None:
             return self._refused(lacking, phase="needs", retriable=False)
         undeclared = source.eight_bit is None and envelope.body is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from contextlib import suppress
 from typing import Any
 
 from mailcache.testing.certificates import Authority
@@ -35,13 +36,15 @@ def main() -> None:
 
     class UntilEnd(Protocol):
         def connectionLost(self, reason: Failure | None = None) -> None:
-            say(
-                connections=server.connection_count,
-                handshakes=server.handshake_count,
-                messages=server.message_count,
-                violations=server.violations,
-            )
             server.close().addBoth(lambda _: loop.stop())
+            # Whoever has started this may have been killed: then nobody reads it, and this must end all the same.
+            with suppress(BrokenPipeError):
+                say(
+                    connections=server.connection_count,
+                    handshakes=server.handshake_count,
+                    messages=server.message_count,
+                    violations=server.violations,
+                )
 
     stdio.StandardIO(UntilEnd(), reactor=loop)
     say(port=server.port, certificate_authority=authority.certificate_pem.decode("ascii"))

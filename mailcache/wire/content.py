@@ -8,6 +8,7 @@ in what else they take for an end of data (LF "." LF and a dozen like it: "SMTP 
 
 from __future__ import annotations
 
+from io import IncrementalNewlineDecoder
 from typing import Final
 
 # Octets of a file to read, encode and write at a time: some TLS records (16384), and the size of a UNIX pipe.
@@ -15,6 +16,9 @@ CHUNK: Final = 65536
 
 # The end of data, behind the CRLF of the last line (RFC 5321 4.1.1.4).
 TERMINATOR: Final = b".\r\n"
+
+# Without any line end, or with nothing but CRLF.
+_CLEAN: Final = (None, "\r\n")
 
 
 def encode(content: bytes) -> bytes:
@@ -94,10 +98,10 @@ class ContentEncoder:
 
 def _normalised(content: bytes) -> bytes:
     """Every CR, LF and CRLF as CRLF."""
-    # What is left without the CRLFs shows whether all is clean, as it mostly is; a regular expression costs ten times
-    # as much, counting half as much again.
-    rest = content.replace(b"\r\n", b"")
-    if b"\n" not in rest and b"\r" not in rest:
+    # The decoder of text files notes which line ends it has seen, at a fifth of the cost of counting them.
+    decoder = IncrementalNewlineDecoder(None, translate=False)
+    decoder.decode(content.decode("latin-1"), True)
+    if decoder.newlines in _CLEAN:
         return content
     return content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
 
