@@ -102,7 +102,7 @@ class Server:
     ca_file: str
 
     def __init__(self) -> None:
-        self._complaints = tempfile.TemporaryFile()
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the server)
 
     def __enter__(self) -> Server:
         # A session of its own: Ctrl-C is for us alone, and our end is its end.
@@ -129,13 +129,15 @@ class Server:
     def _kill(self) -> None:
         self._process.kill()
         self._process.communicate()
+        self._complaints.close()
 
     def _first_line(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         readable, _, _ = select.select([self._process.stdout], [], [], SERVER_LIMIT)
         line = self._process.stdout.readline() if readable else b""
         if not line:
-            self._kill()
+            self._process.kill()
+            self._process.wait()
             raise DemoFailed(f"the server did not start{self._complaint()}")
         return dict(json.loads(line))
 
@@ -314,7 +316,7 @@ def introduction(messages: int, senders: int) -> str:
 EXPLANATION = """
 Connections and handshakes are as the server has counted them, and it has all the messages. CPU is
 this process's. ms/message is the mean time from deliver() to its result. Loopback has no distance:
-over a network a new connection also costs the round trips that opening and closing it take.
+over a network a message on a new connection waits for 8 round trips, on a kept session for 2.
 """
 
 

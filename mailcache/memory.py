@@ -82,7 +82,10 @@ class Lease:
     def send(self, envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
         if self._ended:
             raise RuntimeError("the lease of this session has ended")
-        return self._session.send(envelope, content)
+        result = self._session.send(envelope, content)
+        # While a message is under way its lease is in use, even where the caller keeps only the result.
+        self._session.hold(self)
+        return result
 
     def release(self) -> None:
         if not self._ended:
@@ -377,7 +380,7 @@ class MemorySessionCache:
 
     def _session_cut(self, member: Member, cut: Cut) -> None:
         self._log.debug("session {session} lost: {cut}", session=getattr(member.session, "id", "?"), cut=str(cut))
-        self._pool.lost(member, cut.reason)
+        self._pool.lost(member, cut.reason if cut.reply is None else str(cut.reply.code))
 
     def _tick(self) -> bool:
         now = self._now()

@@ -63,6 +63,7 @@ class Session:
         }
         self.uses = 0
         self.rset_due = False
+        self._holder: object = None
         self.on_cut: Callable[[Cut], None] = _nobody_listens
         self._lmtp = key.endpoint.protocol == "lmtp"
         self._tls_summary = evidence.summary
@@ -135,6 +136,11 @@ class Session:
         self._result = result
         self._write_commands(ours, reused)
         return result
+
+    def hold(self, lease: object) -> None:
+        """Keep ``lease`` alive as long as the transaction that is under way, if one is."""
+        if self._transaction is not None:
+            self._holder = lease
 
     def _refused(self, message: str, *, phase: str, retriable: bool = True) -> Deferred[DeliveryResult]:
         result: Deferred[DeliveryResult] = Deferred()
@@ -265,6 +271,7 @@ class Session:
         self._transaction = None
         self._content = None
         self._result = None
+        self._holder = None
         assert result is not None
         if isinstance(outcome, Exception):
             result.errback(Failure(outcome))
@@ -279,6 +286,7 @@ class Session:
             self.connection.cut("aborted", "the delivery was cancelled")
             return
         self._transaction = None
+        self._holder = None
         result, self._result = self._result, None
         self.connection.cut("aborted", "the delivery was cancelled")
         if result is not None:

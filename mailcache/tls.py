@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import OrderedDict
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 from service_identity import CertificateError
-from service_identity.cryptography import extract_patterns
+from service_identity.hazmat import DNSPattern, IPAddressPattern
 
 from mailcache.trust.evidence import Evidence, TLSClass
 from mailcache.trust.pem import certificates, use_client_certificate
@@ -20,6 +24,9 @@ MAX_CONTEXTS = 256
 _RECORD_ROOM = 64
 """Bytes that TLS adds to a record of 16 KiB at most (header, nonce, tag, padding: RFC 8446 5.2), rounded up."""
 
+_HEADER = 5
+"""Bytes of a record's header: type, version, and the length in the last two (RFC 8446 5.1)."""
+
 _APPLICATION_DATA = 23
 _READ = 65_536
 _VERSIONS = {"TLSv1.2": SSL.TLS1_2_VERSION, "TLSv1.3": SSL.TLS1_3_VERSION}
@@ -28,6 +35,18 @@ _CHAIN_ERRORS = {
     for name, value in vars(SSL.X509VerificationCodes).items()
     if name.startswith("ERR_")
 }
+# A name in a certificate that some host could have; "*" stands for a label, which the patterns check.
+_NAME = re.compile(rb"[a-z0-9_*-]+(?:\.[a-z0-9_-]+)*")
+# What may come of reading a certificate that a stranger has made.
+_UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.ExtensionNotFound,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class TLSFailed(Exception):  # noqa: N818  (reads as the event it reports)
@@ -74,10 +93,9 @@ def _make_context(tls_class: TLSClass, anchors: bytes | None, client_pem: bytes 
 
 
 def _record_verdict(connection: SSL.Connection, _certificate: object, error: int, _depth: int, _ok: int) -> bool:
-    """Note the first error of the chain and go on: the judge decides, not the handshake."""
-    layer = connection.get_app_data()
-    if error and layer.chain_error is None:
-        layer.chain_error = _CHAIN_ERRORS.get(error, f"error {error}")
+    """Note the errors of the chain and go on: the judge decides, not the handshake."""
+    if error:
+        connection.get_app_data().append(_CHAIN_ERRORS.get(error, f"error {error}"))
     return True
 
 
@@ -86,16 +104,20 @@ class TLSLayer:
 
     :ivar established: the handshake is done.
     :ivar closed: the peer has sent close_notify: no more will come.
-    :ivar chain_error: why the chain is not trusted, as far as has been seen.
+    :ivar partial: a record has begun to arrive that is not complete; what is in it can't be known.
     """
 
     def __init__(self, context: SSL.Context, servername: str | None) -> None:
         self.established = False
         self.closed = False
-        self.chain_error: str | None = None
+        self.partial = False
+        # Of the record under way: the beginning of its header, then how many bytes are still to come.
+        self._head = b""
+        self._lacking = 0
         self._servername = servername
+        self._chain_errors: list[str] = []
         self._ssl = connection = SSL.Connection(context, None)
-        connection.set_app_data(self)
+        connection.set_app_data(self._chain_errors)
         connection.set_connect_state()
         if servername is not None:
             connection.set_tlsext_host_name(servername.encode("ascii"))
@@ -120,13 +142,20 @@ class TLSLayer:
         """
         connection = self._ssl
         connection.bio_write(data)
+        # The usual case, a segment that is one record, takes one call; a second would only raise WantReadError.
+        size = len(data)
+        single = (
+            not self.partial
+            and size > _HEADER
+            and data[0] == _APPLICATION_DATA
+            and size == _HEADER + data[3] * 256 + data[4]
+        )
+        if not single:
+            self._follow(data)
         if not self.established:
             self.handshake()
             if not self.established:
                 return b""
-        # The usual case, a segment that is one record, takes one call; a second would only raise WantReadError.
-        size = len(data)
-        single = size > 5 and data[0] == _APPLICATION_DATA and size == 5 + data[3] * 256 + data[4]
         plain: list[bytes] = []
         try:
             while True:
@@ -141,11 +170,23 @@ class TLSLayer:
             raise TLSFailed(_said(error)) from None
         return plain[0] if len(plain) == 1 else b"".join(plain)
 
+    def _follow(self, data: bytes) -> None:
+        """Find where the last record ends, or how much of it is still to come."""
+        data = self._head + data
+        end = self._lacking
+        while end + _HEADER <= len(data):
+            end += _HEADER + int.from_bytes(data[end + 3 : end + _HEADER])
+        self._head = data[end:]
+        self._lacking = max(0, end - len(data))
+        self.partial = end != len(data)
+
     def encrypt(self, data: bytes) -> bytes:
         """The records for ``data``, and whatever else is due.
 
         :raises TLSFailed: if TLS is broken already.
         """
+        if not data:
+            return self.outgoing()  # OpenSSL takes an empty write for an error
         try:
             sent = self._ssl.send(data)
             if sent < len(data):
@@ -186,35 +227,65 @@ class TLSLayer:
         """What the handshake has shown. The layer must be established."""
         connection = self._ssl
         shown = connection.get_peer_cert_chain() or []
-        chain = [certificate.to_cryptography() for certificate in shown]
-        verified = connection.get_verified_chain() or []
-        valid = [certificate.to_cryptography() for certificate in verified] or chain
-        facts: dict[str, Any] = {}
-        if chain:
-            leaf = chain[0]
-            spki = leaf.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-            try:
-                names = tuple(extract_patterns(leaf))
-            except (CertificateError, ValueError):
-                names = ()
-            facts = {
-                "not_before": max(certificate.not_valid_before_utc.timestamp() for certificate in valid),
-                "not_after": min(certificate.not_valid_after_utc.timestamp() for certificate in valid),
-                "names": names,
-                "certificate": hashlib.sha256(leaf.public_bytes(Encoding.DER)).hexdigest().upper(),
-                "public_key": hashlib.sha256(spki).hexdigest().upper(),
-            }
-        chain_error = self.chain_error if chain else "the server showed no certificate"
+        not_before, not_after = _validity(connection.get_verified_chain() or shown)
+        chain_error = "the server showed no certificate" if not shown else None
         return Evidence(
             version=connection.get_protocol_version_name(),
             cipher=connection.get_cipher_name(),
             servername=self._servername,
-            chain_error=chain_error,
-            **facts,
+            chain_error=self._chain_errors[0] if self._chain_errors else chain_error,
+            not_before=not_before,
+            not_after=not_after,
+            **(_facts(shown[0]) if shown else {}),
         )
+
+
+def _validity(chain: list[crypto.X509]) -> tuple[float, float]:
+    """From when and until when all of these are valid; never, where one can't be read or there is none."""
+    try:
+        read = [certificate.to_cryptography() for certificate in chain]
+        return (
+            max(each.not_valid_before_utc.timestamp() for each in read),
+            min(each.not_valid_after_utc.timestamp() for each in read),
+        )
+    except _UNREADABLE:
+        return 0.0, 0.0
+
+
+def _facts(leaf: crypto.X509) -> dict[str, Any]:
+    """What can be read of a server's certificate. It is the server's to choose: what can't be read is not there."""
+    facts: dict[str, Any] = {"certificate": _digest(crypto.dump_certificate(crypto.FILETYPE_ASN1, leaf))}
+    try:
+        read = leaf.to_cryptography()
+        facts["public_key"] = _digest(read.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+        facts["names"] = _names(read.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    except _UNREADABLE:
+        pass
+    return facts
+
+
+def _names(shown: x509.SubjectAlternativeName) -> tuple[DNSPattern | IPAddressPattern, ...]:
+    """The hosts and addresses that are named; a name that no host can have does not spoil the others."""
+    names: list[DNSPattern | IPAddressPattern] = []
+    for name in shown.get_values_for_type(x509.DNSName):
+        try:
+            pattern = DNSPattern.from_bytes(name.encode("utf-8"))
+        except CertificateError:
+            continue
+        if _NAME.fullmatch(pattern.pattern):
+            names.append(pattern)
+    addresses = shown.get_values_for_type(x509.IPAddress)
+    names += [IPAddressPattern(each) for each in addresses if isinstance(each, IPv4Address | IPv6Address)]
+    return tuple(names)
+
+
+def _digest(der: bytes) -> str:
+    return hashlib.sha256(der).hexdigest().upper()
 
 
 def _said(error: SSL.Error) -> str:
     """OpenSSL's reason, without its function and library names."""
-    queue = error.args[0] if error.args and isinstance(error.args[0], list) else []
-    return "; ".join(entry[-1] for entry in queue if entry) or str(error) or "the connection broke"
+    said = error.args[-1] if error.args else ""
+    if isinstance(said, list):
+        return "; ".join(entry[-1] for entry in said if entry) or "the connection broke"
+    return str(said) or "the connection broke"

@@ -63,14 +63,16 @@ def _judge_names(requirement: Requirement, evidence: Evidence, now: float) -> Ve
 
 
 def _shows(evidence: Evidence, name: str) -> bool:
+    """Whether the certificate names this host or address, or with ".example.com" a host below that domain."""
+    if not name.isascii():
+        return False
     if name.startswith("."):
         suffix = name.encode("ascii")
-        return any(
-            isinstance(pattern, DNSPattern) and pattern.pattern.lower().endswith(suffix) for pattern in evidence.names
-        )
+        shown = [pattern.pattern for pattern in evidence.names if isinstance(pattern, DNSPattern)]
+        return any(pattern.endswith(suffix) and pattern != suffix for pattern in shown)
     try:
         wanted = IPAddress_ID(name) if is_address(name) else DNS_ID(name)
-        return bool(verify_service_identity(list(evidence.names), [wanted], []))
+        return bool(verify_service_identity(evidence.names, [wanted], []))
     except (VerificationError, CertificateError, ValueError):
         return False
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import attrs
+from OpenSSL import SSL
+
+from mailcache.trust.names import host_name, ip_address
 
 LEVELS = ("none", "may", "encrypt", "fingerprint", "verify", "secure")
 VERSIONS = ("TLSv1.2", "TLSv1.3")
 _BY_NAME = ("verify", "secure")
 _FINGERPRINT = re.compile(r"[0-9A-F]{64}")
-_NAME = re.compile(r"\.?[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*", re.IGNORECASE)
 
 
 def _one_of(known: tuple[str, ...]) -> Any:
@@ -23,7 +26,13 @@ def _one_of(known: tuple[str, ...]) -> Any:
     return check
 
 
-def _fingerprint(value: str) -> str:
+def _several(field: str, values: object, convert: Callable[[object], str]) -> tuple[str, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise ValueError(f"{field}: a tuple of strings is wanted, not {values!r}")
+    return tuple(sorted({convert(value) for value in values}))
+
+
+def _fingerprint(value: object) -> str:
     digest = value.replace(":", "").upper() if isinstance(value, str) else ""
     if not _FINGERPRINT.fullmatch(digest):
         raise ValueError(
@@ -32,32 +41,52 @@ def _fingerprint(value: str) -> str:
     return digest
 
 
-def _match(name: str) -> str:
-    if not isinstance(name, str) or len(name) > 254 or not _NAME.fullmatch(name):
-        raise ValueError(f"match: {name!r} is neither a host name nor a .domain (for every name below it)")
-    return name.lower()
-
-
-def _several(values: Any, convert: Callable[[str], str]) -> tuple[str, ...]:
-    if isinstance(values, str):
-        raise ValueError(f"a tuple of strings is wanted, not the one string {values!r}")
-    return tuple(sorted({convert(value) for value in values}))
-
-
-def _matches(values: Any) -> tuple[str, ...]:
-    return _several(values, _match)
-
-
-def _fingerprints(values: Any) -> tuple[str, ...]:
-    return _several(values, _fingerprint)
-
-
-def _servername(name: str | None) -> str | None:
+def _match(value: object) -> str:
+    below = isinstance(value, str) and value.startswith(".")
+    name = host_name(value[1:] if below else value)  # type: ignore[index]
     if name is None:
+        name = None if below else ip_address(value)
+    if name is None:
+        raise ValueError(
+            f"match: {value!r} is neither a host name in ASCII nor an address nor .example.com (for every name below)"
+        )
+    return f".{name}" if below else name
+
+
+def _matches(values: object) -> tuple[str, ...]:
+    return _several("match", values, _match)
+
+
+def _fingerprints(values: object) -> tuple[str, ...]:
+    return _several("fingerprints", values, _fingerprint)
+
+
+def _servername(value: object) -> str | None:
+    if value is None:
         return None
-    if not isinstance(name, str) or len(name) > 253 or name.startswith(".") or not _NAME.fullmatch(name):
-        raise ValueError(f"servername: {name!r} is not a host name")
-    return name.lower()
+    name = host_name(value)
+    if name is None:
+        raise ValueError(f"servername: {value!r} is not a host name in ASCII, such as mail.example.com")
+    return name
+
+
+def _path(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, str) and value):
+        raise ValueError(f"{attribute.name}: the path of a PEM file is wanted, as a string, not {value!r}")
+
+
+def _ciphers(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+    if value is not None and not (isinstance(value, str) and _selects(value)):
+        raise ValueError(f"{attribute.name}: {value!r} is no OpenSSL cipher string that selects anything for TLS 1.2")
+
+
+@lru_cache(maxsize=64)
+def _selects(ciphers: str) -> bool:
+    try:
+        SSL.Context(SSL.TLS_CLIENT_METHOD).set_cipher_list(ciphers.encode("ascii"))
+    except (SSL.Error, UnicodeError):
+        return False
+    return True
 
 
 @attrs.frozen(slots=True, cache_hash=True)
@@ -77,12 +106,12 @@ class TLSPolicy:
     """
 
     level: str = attrs.field(default="may", validator=_one_of(LEVELS))
-    ca_file: str | None = attrs.field(default=None, kw_only=True)
+    ca_file: str | None = attrs.field(default=None, kw_only=True, validator=_path)
     match: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_matches)
     fingerprints: tuple[str, ...] = attrs.field(default=(), kw_only=True, converter=_fingerprints)
     servername: str | None = attrs.field(default=None, kw_only=True, converter=_servername)
     min_version: str = attrs.field(default="TLSv1.2", kw_only=True, validator=_one_of(VERSIONS))
-    ciphers: str | None = attrs.field(default=None, kw_only=True)
+    ciphers: str | None = attrs.field(default=None, kw_only=True, validator=_ciphers)
 
     def __attrs_post_init__(self) -> None:
         if self.level == "fingerprint" and not self.fingerprints:
@@ -98,15 +127,15 @@ class TLSPolicy:
         ``host`` may come from DNS without proof; "secure" trusts only ``next_hop`` (Postfix
         smtp_tls_secure_cert_match = nexthop, dot-nexthop).
         """
+        own, host = _compared(next_hop), _compared(host)
         names: tuple[str, ...] = ()
         if self.level == "verify":
-            names = self.match or (host.lower(),)
+            names = self.match or (host,)
         elif self.level == "secure":
-            own = next_hop.lower()
             names = self.match or ((own,) if is_address(own) else (own, f".{own}"))
         servername = self.servername
         if servername is None and not is_address(host):
-            servername = host.lower()
+            servername = host
         return Requirement(self.level, names, self.fingerprints, servername)
 
 
@@ -136,6 +165,11 @@ class Requirement:
     def demands_proof(self) -> bool:
         """Whether the certificate matters."""
         return self.level not in ("none", "may", "encrypt")
+
+
+def _compared(host: str) -> str:
+    """A name without its final dot, an address without its scope, which no certificate can show."""
+    return host.lower().removesuffix(".").partition("%")[0]
 
 
 def is_address(host: str) -> bool:
