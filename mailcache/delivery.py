@@ -52,7 +52,7 @@ def deliver(
     delivery = _Delivery(cache, destination, envelope, content_of(content))
     if deadline is None:
         return delivery.begin()
-    if not deadline > 0:
+    if isinstance(deadline, bool) or not isinstance(deadline, (int, float)) or not 0 < deadline < float("inf"):
         raise ValueError(f"deadline: {deadline!r} is not a positive number of seconds")
     return _within(cache.clock, deadline, delivery.begin())
 
@@ -79,9 +79,8 @@ class _Delivery:
 
     def begin(self) -> Deferred[DeliveryResult]:
         leasing: Deferred[Any] = self._cache.acquire(self._destination, needs=self._needs)
-        lease = leasing.result if leasing.called else None
-        if leasing.called and not isinstance(lease, Failure | Deferred):
-            return self._send(lease)
+        if leasing.called and not leasing.paused and not isinstance(leasing.result, Failure):
+            return self._send(leasing.result)
         return leasing.addCallback(self._send)
 
     def _send(self, lease: Any) -> Deferred[DeliveryResult]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import os
 import re
+import time
 from functools import lru_cache
 from typing import Any
 
 import attrs
+from cryptography.exceptions import UnsupportedAlgorithm
 from OpenSSL import SSL
 
 from mailcache.trust.evidence import TLSClass
+from mailcache.trust.names import host_name, ip_address
 from mailcache.trust.pem import certificates, use_client_certificate
 from mailcache.trust.policy import TLSPolicy
-from mailcache.wire import commands
+from mailcache.wire import commands, sasl
 
 PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
 """The protocols and their default ports; "smtps" is TLS from the first byte."""
@@ -23,7 +25,10 @@ PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
 MAX_PEM = 4 * 1024 * 1024
 """Bytes of a PEM file: the bundles that systems ship are below 300 KB; a log file named by mistake is not read."""
 
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?", re.IGNORECASE)
+SETTLED_NS = 1_000_000_000
+"""Nanoseconds after which a second change of a file shows in its times: file systems tick in milliseconds, some in
+whole seconds."""
+
 _FORMS = "example.com, example.com:587, [mail.example.com], [192.0.2.1]:587, [2001:db8::1]:25 or unix:/path"
 
 
@@ -31,18 +36,24 @@ _FORMS = "example.com, example.com:587, [mail.example.com], [192.0.2.1]:587, [20
 class Credentials:
     """A name and a password to log in with. Compared byte for byte; the password is in no repr.
 
-    :raises ValueError: for an empty name or a NUL, which no mechanism can carry (RFC 4616).
+    :raises ValueError: for what no mechanism can carry (RFC 4616): an empty name, a NUL, a lone surrogate, or more
+        than fits a line.
     """
 
     username: str
     password: str = attrs.field(repr=False)
 
     def __attrs_post_init__(self) -> None:
+        # No value is quoted: the password is a secret, and so is what was given in its place by mistake.
         for name, value in (("username", self.username), ("password", self.password)):
-            if not isinstance(value, str) or "\0" in value:
-                raise ValueError(f"credentials: the {name} must be a string without NUL")
+            if not isinstance(value, str):
+                raise ValueError(f"credentials: the {name} must be a string, not {type(value).__name__}")
         if not self.username:
             raise ValueError("credentials: the username is empty")
+        try:
+            commands.auth("PLAIN", sasl.Plain(self.username, self.password).initial())
+        except ValueError as error:
+            raise ValueError(f"credentials: {error}") from None
 
 
 @attrs.frozen(slots=True, cache_hash=True)
@@ -60,21 +71,20 @@ class NextHop:
         :raises ValueError: that says what was wrong and which forms there are.
         """
         if not isinstance(text, str):
-            raise ValueError(f"next hop: a string is wanted, not {type(text).__name__}")
+            raise ValueError(f"next hop: a string such as {_FORMS} is wanted, not {type(text).__name__}")
         if text.startswith("unix:"):
             return cls("unix", _socket_path(text), None)
         bracketed = re.fullmatch(r"\[([^\[\]]*)\](?::(.*))?", text, re.DOTALL)
         if bracketed:
             name, port = bracketed.groups()
-            if name[:5].lower() == "ipv6:":
-                name = name[5:]
-            return cls("host", _address(name) or _domain(name, text), _port(port, default_port, text))
-        if _address(text):
+            host = _literal(name[5:], text) if name[:5].lower() == "ipv6:" else ip_address(name)
+            return cls("host", host or _name(name, text), _port(port, default_port, text))
+        if ip_address(text):
             raise ValueError(f"next hop: {text!r} is an address: write it in brackets, [{text}]")
         name, colon, port = text.partition(":")
-        if _address(name):
+        if ip_address(name):
             raise ValueError(f"next hop: {name!r} is an address: write it in brackets, [{name}]:{port}")
-        return cls("domain", _domain(name, text), _port(port if colon else None, default_port, text))
+        return cls("domain", _name(name, text), _port(port if colon else None, default_port, text))
 
     def __str__(self) -> str:
         if self.kind == "unix":
@@ -174,7 +184,7 @@ class Destination:
         tls: TLSPolicy | None = None,
         one_flight: bool = False,
     ) -> None:
-        if protocol not in PORTS:
+        if not isinstance(protocol, str) or protocol not in PORTS:
             raise ValueError(f"protocol: {protocol!r} is not one of {', '.join(PORTS)}")
         if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
             raise ValueError(f"namespace: {namespace!r} is not a printable string of at least one character")
@@ -185,20 +195,21 @@ class Destination:
         if proxy is not None:
             raise ValueError("proxy: connections are made directly; there is no proxy support yet")
         if helo_name is not None:
-            commands.ehlo(helo_name)
+            _check_helo_name(helo_name)
         hop = NextHop.parse(next_hop, PORTS[protocol])
         policy = tls if tls is not None else TLSPolicy("verify" if credentials is not None else "may")
         if protocol == "smtps" and policy.level in ("none", "may"):
-            raise ValueError(f'tls: "smtps" is TLS from the first byte, and level "{policy.level}" does not demand TLS')
+            raise ValueError(
+                f'tls: "smtps" is TLS from the first byte, and level "{policy.level}" does not demand TLS: '
+                'give TLSPolicy("verify"), or "encrypt" for TLS without proof'
+            )
         anchors = None if policy.ca_file is None else _pem("ca_file", policy.ca_file, b"CERTIFICATE-----")
         client = (
             None if client_certificate is None else _pem("client_certificate", client_certificate, b"PRIVATE KEY-----")
         )
-        if policy.level != "none":
-            _check_ciphers(policy.ciphers)
-        bound = None if bind_address is None else _address(bind_address)
+        bound = None if bind_address is None else ip_address(bind_address)
         if bind_address is not None and bound is None:
-            raise ValueError(f"bind_address: {bind_address!r} is not an IP address")
+            raise ValueError(f"bind_address: {bind_address!r} is not an IP address such as 192.0.2.1 or 2001:db8::1")
         identity = Identity(namespace, bound, helo_name, credentials, _digest(client))
         tls_class = (
             TLSClass(_digest(anchors), policy.min_version, policy.ciphers, identity.client_certificate)
@@ -208,7 +219,7 @@ class Destination:
         self.__attrs_init__(
             str(hop), protocol, namespace, bound, helo_name, None, client_certificate, credentials, policy,
             bool(one_flight), hop, identity, tls_class, anchors, client,
-            hash((hop, protocol, identity, tls_class, policy, one_flight)),
+            hash((hop, protocol, identity, tls_class, policy, bool(one_flight))),
         )  # fmt: skip
 
     def __hash__(self) -> int:
@@ -222,27 +233,34 @@ class Destination:
         return f"{self.protocol}:{self.next_hop}"
 
 
+@lru_cache(maxsize=64)
 def _digest(content: bytes | None) -> str | None:
     return None if content is None else hashlib.sha256(content).hexdigest()
 
 
-def _address(text: str) -> str | None:
+def _check_helo_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise ValueError(f"helo_name: a host name or address literal is wanted, not {type(name).__name__}")
     try:
-        return str(ipaddress.ip_address(text))
-    except ValueError:
-        return None
+        commands.ehlo(name)
+    except ValueError as error:
+        raise ValueError(f"helo_name: {error}") from None
 
 
-def _domain(name: str, text: str) -> str:
-    name = name.removesuffix(".")
+def _literal(address: str, text: str) -> str:
+    canonical = ip_address(address)
+    if canonical is None or ":" not in canonical:
+        raise ValueError(f"next hop: {text!r}: {address!r} is no IPv6 address")
+    return canonical
+
+
+def _name(name: str, text: str) -> str:
     if not name.isascii():
         raise ValueError(f"next hop: {text!r}: write an international name in its ASCII form, xn--...")
-    labels = name.split(".")
-    if not name or len(name) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
-        raise ValueError(f"next hop: {text!r} is not {_FORMS}")
-    if labels[-1].isdigit():
-        raise ValueError(f"next hop: {text!r} is neither a host name nor an IP address")
-    return name.lower()
+    canonical = host_name(name)
+    if canonical is None:
+        raise ValueError(f"next hop: {text!r} is none of {_FORMS}")
+    return canonical
 
 
 def _port(port: str | None, default: int, text: str) -> int:
@@ -255,52 +273,60 @@ def _port(port: str | None, default: int, text: str) -> int:
 
 def _socket_path(text: str) -> str:
     path = text.removeprefix("unix:")
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:
+        encoded = b""
     # 107 bytes is what sockaddr_un holds with its final NUL on Linux (unix(7)).
-    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > 107:
+    if not encoded.startswith(b"/") or b"\0" in encoded or len(encoded) > 107:
         raise ValueError(f"next hop: {text!r}: an absolute path of at most 107 bytes is wanted after unix:")
     return path
 
 
-def _pem(field: str, path: str, wanted: bytes) -> bytes:
+def _pem(field: str, path: object, wanted: bytes) -> bytes:
+    """The content of a PEM file, which can be used as what ``field`` says."""
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{field}: the path of a PEM file is wanted, as a string, not {path!r}")
     try:
-        status = os.stat(path)
-        content = _read(path, status.st_mtime_ns, status.st_ino, status.st_size)
-    except OSError as error:
-        raise ValueError(f"{field}: {path!r} can't be read: {error.strerror}") from error
+        content = _content(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field}: {path!r} can't be read: {getattr(error, 'strerror', error)}") from error
+    if len(content) > MAX_PEM:
+        raise ValueError(f"{field}: {path!r} has more than {MAX_PEM} bytes: it is no PEM file")
     if wanted not in content:
         raise ValueError(f"{field}: {path!r} holds no PEM {wanted.rstrip(b'-').decode().lower()}")
-    try:
-        _try_pem(content, field == "client_certificate")
-    except (SSL.Error, ValueError) as error:
-        raise ValueError(f"{field}: {path!r} holds PEM that can't be used: {error or 'broken'}") from error
+    problem = _problem(content, field == "client_certificate")
+    if problem:
+        raise ValueError(f"{field}: {path!r} holds PEM that can't be used: {problem}")
     return content
+
+
+def _content(path: str) -> bytes:
+    status = os.stat(path)
+    # What has just been written may be written again without a sign of it.
+    read = _read.__wrapped__ if time.time_ns() - status.st_mtime_ns < SETTLED_NS else _read
+    return read(path, status.st_mtime_ns, status.st_dev, status.st_ino, status.st_size)
 
 
 @lru_cache(maxsize=64)
 def _read(path: str, *_status: int) -> bytes:
     with open(path, "rb") as file:
-        content = file.read(MAX_PEM + 1)
-    if len(content) > MAX_PEM:
-        raise ValueError(f"{path!r} has more than {MAX_PEM} bytes: it is no PEM file")
-    return content
+        return file.read(MAX_PEM + 1)
 
 
 @lru_cache(maxsize=64)
-def _try_pem(content: bytes, with_key: bool) -> None:
-    if with_key:
-        use_client_certificate(SSL.Context(SSL.TLS_CLIENT_METHOD), content)
-    else:
-        certificates(content)
-
-
-@lru_cache(maxsize=64)
-def _check_ciphers(ciphers: str | None) -> None:
-    if ciphers is None:
-        return
+def _problem(content: bytes, with_key: bool) -> str | None:
+    """What is wrong with PEM for trust anchors, or for a client's key and certificate."""
     try:
-        SSL.Context(SSL.TLS_CLIENT_METHOD).set_cipher_list(ciphers.encode("ascii"))
-    except (SSL.Error, UnicodeError, AttributeError) as error:
-        raise ValueError(f"ciphers: {ciphers!r} is no OpenSSL cipher string that selects anything") from error
+        if with_key:
+            use_client_certificate(SSL.Context(SSL.TLS_CLIENT_METHOD), content)
+        else:
+            certificates(content)
+    except SSL.Error:
+        return "the private key is not that of the first certificate"
+    except (ValueError, UnsupportedAlgorithm) as error:
+        return str(error) or "it is broken"
+    return None
 
 
 def field_names(of: Any) -> tuple[str, ...]:

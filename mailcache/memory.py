@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
@@ -16,22 +17,10 @@ from mailcache.connection import Connection, Cut
 from mailcache.destination import Destination, Endpoint
 from mailcache.interfaces import IRouter, ISession, ISessionCache
 from mailcache.limits import Limits, Timeouts
+from mailcache.members import IDLE, LEASED, OPENING, Action, Close, Fail, Grant, Member, Open, Request
 from mailcache.message import NO_NEEDS, Content, Envelope, Needs
 from mailcache.opening import Opener
-from mailcache.pool import (
-    IDLE,
-    LEASED,
-    OPENING,
-    Action,
-    Close,
-    Fail,
-    Grant,
-    Member,
-    Open,
-    Pool,
-    Request,
-    closed_error,
-)
+from mailcache.pool import Pool, closed_error
 from mailcache.result import DeliveryError, DeliveryResult
 from mailcache.routing.hosts import HostRouter
 from mailcache.routing.route import Route
@@ -143,6 +132,9 @@ class MemorySessionCache:
         self._openings: dict[Member, Deferred[Session]] = {}
         self._lookups: dict[Destination, Deferred[Route]] = {}
         self._granted: dict[Request, Deferred[ISession]] = {}
+        self._observe = self._log.observer
+        self._todo: deque[Action] = deque()
+        self._carrying_out = False
         self._handshakes = 0
         self._close_deadline: float | None = None
         self._closed: list[Deferred[None]] = []
@@ -162,7 +154,7 @@ class MemorySessionCache:
             raise ValueError(f"destination: a Destination is wanted, not {type(destination).__name__}")
         now = self._now()
         pool = self._pool
-        member = None if fresh or pool.closed else pool.take(destination, needs, fresh, avoid, now)
+        member = None if pool.closed else pool.take(destination, needs, fresh, avoid, now)
         if member is not None:
             return succeed(self._lease(member, now))
         patience = self._limits.wait_timeout if timeout is None else timeout
@@ -219,7 +211,7 @@ class MemorySessionCache:
         event["age"] = now - member.opened_at
         event["verdict"] = member.verdict.reason
         event["log_time"] = time.time()
-        self._log.observer(event)
+        self._observe(event)
 
     def _released(self, member: Member, session: Session) -> None:
         if session.busy:
@@ -250,7 +242,22 @@ class MemorySessionCache:
     # -- what the pool wants done --------------------------------------------------------------------------------
 
     def _carry_out(self, actions: list[Action]) -> None:
-        for action in actions:
+        """Do these in their order, behind what is to be done already: what is done calls for more at times."""
+        if not actions:
+            return
+        self._todo.extend(actions)
+        if self._carrying_out:
+            return
+        self._carrying_out = True
+        try:
+            self._do_all()
+        finally:
+            self._carrying_out = False
+        self._check_closed()
+
+    def _do_all(self) -> None:
+        while self._todo:
+            action = self._todo.popleft()
             if isinstance(action, Grant):
                 self._grant(action.request, action.member)
             elif isinstance(action, Open):
@@ -263,8 +270,14 @@ class MemorySessionCache:
                 self._resolve(action.destination)
 
     def _grant(self, request: Request, member: Member) -> None:
-        granted = self._granted.pop(request)
-        granted.callback(self._lease(member, self._now()))
+        granted = self._granted.pop(request, None)
+        if granted is not None:
+            granted.callback(self._lease(member, self._now()))
+            return
+        # It was cancelled after it was decided.
+        session = member.session
+        assert isinstance(session, Session)
+        self._released(member, session)
 
     def _fail(self, request: Request, error: DeliveryError) -> None:
         granted = self._granted.pop(request, None)
@@ -276,9 +289,9 @@ class MemorySessionCache:
             self._carry_out(self._pool.cancel(request, self._now()))
 
     def _resolve(self, destination: Destination) -> None:
-        lookup = self._router.route(destination)
+        lookup: Deferred[Route] = maybeDeferred(self._router.route, destination)
         self._lookups[destination] = lookup
-        lookup.addCallbacks(
+        lookup.addCallback(_checked).addCallbacks(
             lambda route: self._routed(destination, route),
             lambda failure: self._unroutable(destination, failure),
         )
@@ -286,8 +299,6 @@ class MemorySessionCache:
 
     def _routed(self, destination: Destination, route: Route) -> None:
         self._lookups.pop(destination, None)
-        if not route.hops:
-            raise ValueError(f"the router gave no hop for {destination}")
         self._carry_out(self._pool.routed(destination, route, self._now()))
 
     def _unroutable(self, destination: Destination, failure: Failure) -> None:
@@ -297,7 +308,6 @@ class MemorySessionCache:
             error = DeliveryError(f"no route to {destination}: {error}", phase="routing")
             error.__cause__ = failure.value
         self._carry_out(self._pool.unroutable(destination, error, self._now()))
-        self._check_closed()
 
     def _open(self, member: Member) -> None:
         candidate = member.candidate
@@ -394,8 +404,14 @@ class MemorySessionCache:
         return not self._pool.empty or bool(self._connections)
 
     def _check_closed(self) -> None:
-        if self._closed and not self._connections and not self._openings:
+        if self._closed and self._pool.empty and not self._connections and not self._todo:
             self._ticker.stop()
             waiting, self._closed = self._closed, []
             for closed in waiting:
                 closed.callback(None)
+
+
+def _checked(route: Route) -> Route:
+    if not route.hops:
+        raise ValueError("the router gave no hop")
+    return route

@@ -74,14 +74,20 @@ class Envelope:
     ) -> None:
         if isinstance(recipients, str):
             raise ValueError(f"recipients: a list of addresses is wanted, not the one string {recipients!r}")
-        unique = tuple(dict.fromkeys(recipients))
+        if not isinstance(sender, str):
+            raise ValueError(f'sender: an address as a string is wanted, or "", not {sender!r}')
+        try:
+            unique = tuple(dict.fromkeys(recipients))
+            ascii_only = sender.isascii() and "".join(unique).isascii()
+        except TypeError:
+            raise ValueError(f"recipients: a list of addresses as strings is wanted, not {recipients!r}") from None
         if not unique:
             raise ValueError("recipients: at least one address is needed")
         if body is not None and body not in BODIES:
             raise ValueError(f"body: {body!r} is not one of {', '.join(BODIES)}, or None to find out")
         self.sender = sender
         self.recipients = unique
-        self.smtputf8 = smtputf8 or not (sender.isascii() and "".join(unique).isascii())
+        self.smtputf8 = smtputf8 or not ascii_only
         self.body = body
         self.requiretls = requiretls
         self.mail_command = commands.mail(sender, smtputf8=self.smtputf8, requiretls=requiretls)[:-2]
@@ -170,6 +176,8 @@ class FileContent:
         self._start: int | None = None
         self._read_from = False
         try:
+            if isinstance(file.read(0), str):
+                raise TypeError("content: a text file can't be sent: open it in binary mode ('rb')")
             if file.seekable():
                 self._start = file.tell()
                 self.size = file.seek(0, io.SEEK_END) - self._start
@@ -245,8 +253,6 @@ def content_of(content: bytes | BinaryIO | Content) -> Content:
         return BytesContent(bytes(content))
     if hasattr(content, "chunks"):
         return cast(Content, content)
-    if isinstance(content, io.TextIOBase):
-        raise TypeError("content: a text file can't be sent: open it in binary mode ('rb')")
     if hasattr(content, "read"):
         return FileContent(content)
     raise TypeError(f"content: bytes or a binary file is wanted, not {type(content).__name__}")

@@ -13,6 +13,7 @@ import attrs
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.error import ConnectBindError
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
@@ -33,6 +34,9 @@ from mailcache.wire.replies import Reply
 
 MAX_CHALLENGES = 10
 """Challenges of one AUTH exchange: SCRAM takes two, and a server that asks for ever is none."""
+
+ENOUGH_OF_A_SECRET = 8
+"""Bytes of a password, or of what was said to log in, by which it is recognised in a reply that was cut short."""
 
 _identifiers = itertools.count(1)
 
@@ -140,11 +144,16 @@ class _Attempt:
         self._connection = Connection(self._dialogue, opener.now, opener.gone)
         self._phase = "connect"
         self._verdict = Verdict(False, "not judged")
+        self._secrets: list[bytes] = []
 
     async def run(self) -> Session:
+        started = self._opener.now()
+        await self._connect()
         try:
-            return await self._open(self._opener.now())
+            return await self._open(started)
         except Cut as cut:
+            if self._tells_a_secret(str(cut).encode()):
+                raise self._error(f"{cut.reason}: the server repeats a secret") from None
             raise self._error(str(cut), reply=cut.reply) from cut
         except DeliveryError as error:
             if error.reply is not None and error.reply.code != 421:
@@ -162,11 +171,23 @@ class _Attempt:
             phase=self._phase,
             retriable=retriable,
             endpoint=str(self._hop.endpoint),
-            reply=reply,
+            reply=reply if reply is None else self._without_secrets(reply),
         )
 
+    def _keep_secret(self, text: bytes) -> None:
+        if text:
+            self._secrets.append(text[:ENOUGH_OF_A_SECRET])
+
+    def _tells_a_secret(self, text: bytes) -> bool:
+        return any(secret in text for secret in self._secrets)
+
+    def _without_secrets(self, reply: Reply) -> Reply:
+        """``reply`` for errors and logs: servers that do not know a command like to repeat it."""
+        if not any(map(self._tells_a_secret, reply.lines)):
+            return reply
+        return Reply.make(reply.code, "(the server repeats a secret)")
+
     async def _open(self, started: float) -> Session:
-        await self._connect()
         connection = self._connection
         evidence = CLEAR
         if self._destination.protocol == "smtps":
@@ -200,11 +221,14 @@ class _Attempt:
     async def _connect(self) -> None:
         factory = Factory.forProtocol(lambda: self._connection)
         factory.noisy = False
+        endpoint = self._client_endpoint()
         try:
-            await self._client_endpoint().connect(factory)
+            await endpoint.connect(factory)
         except CancelledError:
             raise
         except Exception as error:
+            if isinstance(error, ConnectBindError):
+                self._phase = "bind"
             raise self._error(f"no connection: {error}") from error
         connection = self._connection
         wire: Any = connection.transport
@@ -222,6 +246,7 @@ class _Attempt:
         bind_address = None if bound is None else (bound, 0)
         version = 6 if ":" in endpoint.address else 4
         if bound is not None and ipaddress.ip_address(bound).version != version:
+            self._phase = "bind"
             raise self._error(f"the bind address {bound} can't reach an IPv{version} address")
         kind = TCP6ClientEndpoint if version == 6 else TCP4ClientEndpoint
         return kind(reactor, endpoint.address, endpoint.port, limit, bind_address)
@@ -316,16 +341,21 @@ class _Attempt:
         if mechanism is None:
             offered = ", ".join(sorted(capabilities.auth)) or "none"
             raise self._error(f"no common mechanism to log in with; the server offers {offered}")
+        initial = mechanism.initial()
+        command = commands.auth(mechanism.name, initial)
+        self._keep_secret(credentials.password.encode())
+        self._keep_secret(base64.b64encode(initial or b""))
         limit = self._timeouts.auth
-        reply = await self._reply(commands.auth(mechanism.name, mechanism.initial()), limit)
+        reply = await self._reply(command, limit)
         for _ in range(MAX_CHALLENGES):
             if reply.code != 334:
                 break
             try:
-                answer = mechanism.respond(sasl.decode_challenge(reply.lines[-1]))
+                answer = base64.b64encode(mechanism.respond(sasl.decode_challenge(reply.lines[-1])))
             except sasl.SaslError as error:
                 raise self._error(f"{mechanism.name}: {error}") from error
-            reply = await self._reply(base64.b64encode(answer) + b"\r\n", limit)
+            self._keep_secret(answer)
+            reply = await self._reply(answer + b"\r\n", limit)
         if reply.permanent:
             raise self._error("the server refuses the credentials", reply=reply, retriable=False)
         self._check(reply, 235, "the server does not let us log in")

@@ -42,8 +42,8 @@ class DeliveryResult:
 class DeliveryError(Exception):
     """Certainly not delivered.
 
-    :ivar phase: where it ended: "waiting", "routing", "connect", "greeting", "ehlo", "starttls", "tls",
-        "auth", "needs", "rset", "mail", "rcpt", "data", "content".
+    :ivar phase: where it ended: "waiting", "routing", "bind", "connect", "greeting", "ehlo", "starttls", "tls",
+        "trust", "auth", "needs", "rset", "mail", "rcpt", "data", "content"; "deadline" if that passed.
     :ivar retriable: whether the same delivery may succeed later, or elsewhere, without a change by the caller.
     :ivar endpoint: where it happened, as text ("smtp:[192.0.2.1]:25"), or ``None`` before one was chosen.
     :ivar reply: the server's reply that caused it, if one did.

@@ -42,5 +42,9 @@ class Ticker:
 
     def _run(self) -> None:
         self._call = None
-        if self._tick():
-            self.start()
+        again = True  # a tick that raises is reported by the reactor, and must not be the last: all deadlines hang on it
+        try:
+            again = self._tick()
+        finally:
+            if again:
+                self.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import OrderedDict
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
@@ -36,7 +37,7 @@ _CHAIN_ERRORS = {
     if name.startswith("ERR_")
 }
 # A name in a certificate that some host could have; "*" stands for a label, which the patterns check.
-_NAME = re.compile(rb"[a-z0-9_*-]+(?:\.[a-z0-9_-]+)*")
+_NAME = re.compile(r"[a-z0-9_*-]+(?:\.[a-z0-9_-]+)*", re.ASCII | re.IGNORECASE)
 # What may come of reading a certificate that a stranger has made.
 _UNREADABLE = (
     ValueError,
@@ -268,12 +269,9 @@ def _names(shown: x509.SubjectAlternativeName) -> tuple[DNSPattern | IPAddressPa
     """The hosts and addresses that are named; a name that no host can have does not spoil the others."""
     names: list[DNSPattern | IPAddressPattern] = []
     for name in shown.get_values_for_type(x509.DNSName):
-        try:
-            pattern = DNSPattern.from_bytes(name.encode("utf-8"))
-        except CertificateError:
-            continue
-        if _NAME.fullmatch(pattern.pattern):
-            names.append(pattern)
+        if _NAME.fullmatch(name):
+            with suppress(CertificateError):
+                names.append(DNSPattern.from_bytes(name.encode("ascii")))
     addresses = shown.get_values_for_type(x509.IPAddress)
     names += [IPAddressPattern(each) for each in addresses if isinstance(each, IPv4Address | IPv6Address)]
     return tuple(names)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from functools import cache as once
 from typing import Any
 
+from OpenSSL import SSL
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase as TestCase
 
 from mailcache import (
     Credentials,
@@ -25,6 +27,8 @@ from mailcache import (
     deliver,
 )
 from mailcache.testing import Authority, Fault, Issued, MemoryReactor, SMTPServer
+from mailcache.tls import Contexts, TLSLayer
+from mailcache.trust.evidence import Evidence, TLSClass
 
 PORT = 2525
 SMALL = b"Subject: hello\r\n\r\nThis is small.\r\n"
@@ -158,3 +162,74 @@ def verdict_of(value: Any) -> str:
 def eventually(reactor: MemoryReactor, reached: Callable[[], object], limit: float = 60.0) -> None:
     """Let time pass until ``reached``."""
     reactor.run_until(reached, limit)
+
+
+def stored(case: TestCase, content: bytes) -> str:
+    """The path of a new file that holds ``content``."""
+    path = case.mktemp()
+    with open(path, "wb") as file:
+        file.write(content)
+    return path
+
+
+class TLSServer:
+    """OpenSSL's server side in memory, for a `TLSLayer`: bytes go over when the test moves them."""
+
+    def __init__(self, context: SSL.Context) -> None:
+        self.ssl = SSL.Connection(context, None)
+        self.ssl.set_accept_state()
+        self.established = False
+        self.received = b""
+
+    def take(self, data: bytes) -> bytes:
+        """What the client has written goes in; gives what is to be written back."""
+        if data:
+            self.ssl.bio_write(data)
+        try:
+            if not self.established:
+                self.ssl.do_handshake()
+                self.established = True
+            while True:
+                self.received += self.ssl.recv(65_536)
+        except (SSL.WantReadError, SSL.ZeroReturnError):
+            pass
+        return self.outgoing()
+
+    def says(self, plain: bytes) -> bytes:
+        """The record, or records, of this plain text."""
+        self.ssl.sendall(plain)
+        return self.outgoing()
+
+    def outgoing(self) -> bytes:
+        try:
+            return self.ssl.bio_read(1 << 24)
+        except SSL.WantReadError:
+            return b""
+
+
+def layer(anchors: bytes | None = None, servername: str | None = None, **tls_class: Any) -> TLSLayer:
+    """A client's side of TLS, in a context of its own."""
+    values: dict[str, Any] = {"min_version": "TLSv1.2", "ciphers": None, "client_certificate": None, **tls_class}
+    pem = values["client_certificate"]
+    context = Contexts().get(TLSClass(trust_anchors=repr(anchors), **values), anchors, pem)
+    return TLSLayer(context, servername)
+
+
+def shake_hands(client: TLSLayer, server: TLSServer) -> None:
+    """Do the handshake to its end, tickets included."""
+    client.handshake()
+    while True:
+        to_server = client.outgoing()
+        to_client = server.take(to_server)
+        if to_client:
+            assert client.received(to_client) == b""
+        elif not to_server:
+            break
+    assert client.established and server.established
+
+
+def evidence_of(issued: Issued, anchors: bytes | None, servername: str | None) -> Evidence:
+    """What a handshake with a server that shows this certificate has shown."""
+    client = layer(anchors, servername)
+    shake_hands(client, TLSServer(issued.server_context()))
+    return client.evidence()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable
 
+from mailcache.result import DeliveryError
+
 FREE_FAILURES = 2
 """Failures in a row that cost nothing: a hiccup must not make a delivery fail that would go through uncached."""
 
@@ -15,29 +17,34 @@ UNPROVEN = 5
 """Attempts at one time where none has succeeded since the last failure, or at all."""
 
 MAX_REMEMBERED = 10_000
-"""Subjects remembered, the oldest forgotten first: a host is some 300 bytes."""
+"""Subjects remembered, the one longest untried forgotten first: a host is some 300 bytes."""
 
 
 class _Record:
-    __slots__ = ("blocked_until", "error", "failures", "proven")
+    __slots__ = ("blocked_until", "error", "failed_at", "failures", "proven")
 
     def __init__(self) -> None:
         self.failures = 0
+        self.failed_at = 0.0
         self.blocked_until = 0.0
         self.proven = False
-        self.error: Exception | None = None
+        self.error: DeliveryError | None = None
 
 
 class Health:
-    """How the attempts to open sessions went, by subject: an endpoint, or an endpoint with what was asked of it."""
+    """How the attempts to open sessions went, by subject: a way to an endpoint, or what was asked of it there."""
 
     def __init__(self) -> None:
         self._records: OrderedDict[Hashable, _Record] = OrderedDict()
 
-    def failed(self, subject: Hashable, error: Exception, now: float) -> None:
-        """An attempt has failed at ``now`` (seconds)."""
+    def failed(self, subject: Hashable, error: DeliveryError, now: float, *, began: float) -> None:
+        """An attempt that ``began`` then has failed at ``now`` (seconds)."""
         record = self._record(subject)
-        record.failures += 1
+        # Attempts that were under way when another failed tell of the same trouble: twenty connections refused while
+        # a server restarts are no reason to leave it alone for a minute, so together they count as the fifth failure.
+        if record.failures < UNPROVEN or began >= record.failed_at:
+            record.failures += 1
+        record.failed_at = now
         record.proven = False
         record.error = error
         extra = record.failures - FREE_FAILURES
@@ -58,7 +65,7 @@ class Health:
         record = self._records.get(subject)
         return 0.0 if record is None else max(0.0, record.blocked_until - now)
 
-    def last_error(self, subject: Hashable) -> Exception | None:
+    def last_error(self, subject: Hashable) -> DeliveryError | None:
         """Why the last attempt failed, if it did."""
         record = self._records.get(subject)
         return None if record is None else record.error
@@ -66,7 +73,7 @@ class Health:
     def attempts_allowed(self, subject: Hashable) -> int | None:
         """How many attempts may be under way at one time; ``None`` for no such limit."""
         record = self._records.get(subject)
-        if record is None or (record.failures == 0 and not record.proven):
+        if record is None:
             return UNPROVEN
         return None if record.proven else 1
 
@@ -76,4 +83,6 @@ class Health:
             record = self._records[subject] = _Record()
             if len(self._records) > MAX_REMEMBERED:
                 self._records.popitem(last=False)
+        else:
+            self._records.move_to_end(subject)
         return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import attrs
@@ -46,7 +47,8 @@ class HostRouter:
             return succeed(Route((Hop(Endpoint(protocol, hop.name, None), "localhost"),), float("inf")))
         if is_address(hop.name):
             return succeed(Route((Hop(Endpoint(protocol, hop.name, hop.port), hop.name),), float("inf")))
-        lookup = _Lookup(hop.name, protocol, hop.port or 0)
+        assert hop.port is not None
+        lookup = _Lookup(hop.name, protocol, hop.port)
         reactor = self._reactor
         resolver = IReactorPluggableNameResolver(reactor).nameResolver
         resolver.resolveHostName(lookup, hop.name)
@@ -89,4 +91,6 @@ class _Lookup:
 
     def _cancelled(self, _found: Deferred[Route]) -> None:
         if self._resolution is not None:
-            self._resolution.cancel()
+            # Twisted's own resolver, which waits for getaddrinfo in a thread, can't be stopped: its answer is ignored.
+            with suppress(NotImplementedError):
+                self._resolution.cancel()

@@ -32,7 +32,7 @@ class Evidence:
     version: str | None = None
     cipher: str | None = None
     servername: str | None = None
-    chain_error: str | None = None
+    chain_error: str | None = "no chain was seen"
     not_before: float = 0.0
     not_after: float = 0.0
     names: tuple[DNSPattern | IPAddressPattern, ...] = ()

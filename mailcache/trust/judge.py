@@ -42,7 +42,8 @@ def judge(requirement: Requirement, evidence: Evidence, now: float) -> Verdict:
     if evidence.servername != requirement.servername:
         return Verdict(False, f"made for the server name {evidence.servername!r}, {requirement.servername!r} is wanted")
     if level == "fingerprint":
-        if evidence.certificate in requirement.fingerprints or evidence.public_key in requirement.fingerprints:
+        shown = {evidence.certificate, evidence.public_key} - {""}
+        if shown.intersection(requirement.fingerprints):
             return Verdict(True, "fingerprint")
         return Verdict(False, "neither the certificate nor its public key has one of the fingerprints")
     if level in ("verify", "secure"):

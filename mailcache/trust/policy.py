@@ -76,7 +76,7 @@ def _path(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
 
 
 def _ciphers(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
-    if value is not None and not (isinstance(value, str) and _selects(value)):
+    if value is not None and not (isinstance(value, str) and value.isprintable() and _selects(value)):
         raise ValueError(f"{attribute.name}: {value!r} is no OpenSSL cipher string that selects anything for TLS 1.2")
 
 

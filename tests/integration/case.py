@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
 from twisted.internet import reactor
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SkipTest, TestCase
 
 from tests.integration.corpus import as_stored, label_of
+from tests.integration.debian_postfix import UnavailableError
 from tests.integration.servers import StoringServer
 
 
 class ServerTestCase(TestCase):
-    """Tests with a running server of a ``kind``, whose log stays in trial's folder under the test's name."""
+    """
+    Tests with a running server of a ``kind``, whose log stays in trial's folder under the test's name. They are
+    skipped where the server can't be had, unless ``CI`` is set.
+    """
 
     kind: ClassVar[type[StoringServer]]
     server: StoringServer
@@ -22,7 +27,12 @@ class ServerTestCase(TestCase):
     async def setUp(self) -> None:
         self.server = self.kind(reactor, Path(self.mktemp()) / "log")
         self.addCleanup(self.server.stop)
-        await self.server.start()
+        try:
+            await self.server.start()
+        except UnavailableError as error:
+            if os.environ.get("CI"):
+                raise
+            raise SkipTest(str(error)) from error
 
     async def check_stored(self, messages: dict[str, bytes]) -> None:
         """Wait until as many messages are stored; each of these must be there once, byte for byte."""

@@ -1,0 +1,86 @@
+"""Where a session for a request is opened: the best of its route's candidates that may be tried now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from mailcache.destination import Endpoint
+from mailcache.members import Candidate, Request
+from mailcache.places import Places
+from mailcache.result import DeliveryError
+from mailcache.routing.health import Health
+
+MAX_ADDRESSES = 5
+"""Endpoints tried for one request (Postfix smtp_mx_address_limit)."""
+
+
+def choose(
+    request: Request,
+    candidates: Sequence[Candidate],
+    places: Places,
+    health: Health,
+    now: float,
+    make_room: Callable[[Endpoint], bool],
+) -> Candidate | None:
+    """The candidate to open for ``request``; ``None`` if there is one, but none now.
+
+    :param make_room: called where all endpoints that might be opened have no place left, with one after the other
+        until it tells that a place will be free there shortly.
+    :raises DeliveryError: if there is none; what it says is the last that has really gone wrong, if anything has.
+    """
+    busy = False
+    crowded: list[Endpoint] = []
+    lacks: list[DeliveryError] = []
+    left_alone: DeliveryError | None = None
+    for candidate in candidates if len(request.tried) < MAX_ADDRESSES else ():
+        endpoint = candidate.endpoint
+        if endpoint in request.avoid or endpoint in request.tried:
+            continue
+        lacking = candidate.lacks(request.needs, now)
+        if lacking is not None:
+            lacks.append(DeliveryError(lacking, phase="needs", retriable=False, endpoint=str(endpoint)))
+            continue
+        blocked = _left_alone(candidate, health, now)
+        if blocked is not None:
+            left_alone = left_alone or blocked
+        elif not _may_attempt(candidate, places, health):
+            busy = True
+        elif places.room_at(endpoint):
+            return candidate
+        else:
+            crowded.append(endpoint)
+    if crowded and places.room_for(request.destination):
+        any(map(make_room, crowded))
+    if crowded or busy:
+        return None
+    raise (
+        request.error
+        or left_alone
+        or (lacks[0] if len(lacks) == len(candidates) else None)
+        or DeliveryError("no endpoint is left to try", phase="routing")
+    )
+
+
+def _may_attempt(candidate: Candidate, places: Places, health: Health) -> bool:
+    for subject in (candidate.way, candidate.subject):
+        allowed = health.attempts_allowed(subject)
+        if allowed is not None and places.openings_by(subject) >= allowed:
+            return False
+    return True
+
+
+def _left_alone(candidate: Candidate, health: Health, now: float) -> DeliveryError | None:
+    for subject in (candidate.way, candidate.subject):
+        pause = health.blocked(subject, now)
+        if pause > 0:
+            cause = health.last_error(subject)
+            assert cause is not None
+            error = DeliveryError(
+                f"left alone for another {pause:.1f} s after repeated failures; the last: {cause}",
+                phase=cause.phase,
+                endpoint=str(candidate.endpoint),
+                reply=cause.reply,
+            )
+            error.__cause__ = cause
+            return error
+    return None

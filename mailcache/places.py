@@ -1,0 +1,152 @@
+"""The places of a pool: who is in them, in which state, and how that counts against the limits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from mailcache.destination import Destination, Endpoint, SessionKey
+from mailcache.limits import Limits
+from mailcache.members import CLOSING, IDLE, LEASED, OPENING, Member
+
+
+class Places:
+    """The members, from the decision to open one until its socket is gone.
+
+    :ivar idle: the idle ones by their key, the longest unused first.
+    :ivar unused: all idle ones, the longest unused first.
+    :ivar closing: those that are being closed.
+    :ivar openings: how many are being opened.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.members: set[Member] = set()
+        self.idle: dict[SessionKey, list[Member]] = {}
+        self.unused: dict[Member, None] = {}
+        self.closing: dict[Member, None] = {}
+        self.openings = 0
+        self._limits = limits
+        self._at_destination: Counter[Destination] = Counter()
+        self._at_endpoint: Counter[Endpoint] = Counter()
+        self._openings_by: Counter[Hashable] = Counter()
+
+    # -- counts ------------------------------------------------------------------------------------------------
+
+    def count(self, state: str) -> int:
+        """How many are in ``state``."""
+        return sum(member.state == state for member in self.members)
+
+    def room(self) -> bool:
+        """Whether there may be one more."""
+        return len(self.members) < self._limits.sessions
+
+    def room_for(self, destination: Destination) -> bool:
+        """Whether ``destination`` may have one more."""
+        return self._at_destination[destination] < self._limits.sessions_per_destination
+
+    def room_at(self, endpoint: Endpoint) -> bool:
+        """Whether ``endpoint`` may have one more."""
+        return self._at_endpoint[endpoint] < self._limits.sessions_per_endpoint
+
+    def openings_by(self, subject: Hashable) -> int:
+        """How many are being opened by this way, or for this subject, of a candidate."""
+        return self._openings_by[subject]
+
+    def crowded(self, member: Member) -> bool:
+        """Whether a limit is reached that ``member`` counts against."""
+        return not (
+            self.room() and self.room_for(member.destination) and self.room_at(member.candidate.endpoint)
+        )
+
+    def leaving(self, within: Callable[[Member], bool]) -> Member | None:
+        """Whose place somebody may wait for ``within`` a limit: one that is being closed and that nobody waits for,
+        else the idle one longest unused."""
+        for member in self.closing:
+            if member.request is None and within(member):
+                return member
+        for member in self.unused:
+            if within(member):
+                return member
+        return None
+
+    # -- changes -----------------------------------------------------------------------------------------------
+
+    def add(self, member: Member) -> None:
+        """``member`` is to be opened."""
+        candidate = member.candidate
+        self.members.add(member)
+        self._at_destination[member.destination] += 1
+        self._at_endpoint[candidate.endpoint] += 1
+        self._openings_by[candidate.way] += 1
+        self._openings_by[candidate.subject] += 1
+        self.openings += 1
+
+    def lease(self, member: Member, destination: Destination) -> None:
+        """``member`` goes to a borrower of ``destination``."""
+        self._leave(member)
+        member.state = LEASED
+        if member.destination is not destination:
+            if member.destination != destination:
+                _decrease(self._at_destination, member.destination)
+                self._at_destination[destination] += 1
+            member.destination = destination
+
+    def park(self, member: Member, now: float) -> None:
+        """``member`` is idle from now on, for as long as the limits allow."""
+        if member.state == OPENING:
+            self._leave(member)
+        limits = self._limits
+        by_domain = member.destination.hop.kind == "domain"
+        member.idle_until = now + (limits.idle_timeout_mx if by_domain else limits.idle_timeout)
+        member.state = IDLE
+        self.unused[member] = None
+        key = member.candidate.key
+        idle = self.idle.get(key)
+        if idle is None:
+            self.idle[key] = [member]
+        else:
+            idle.append(member)
+
+    def close(self, member: Member) -> None:
+        """``member`` is being closed; it keeps its place until it is removed."""
+        self._leave(member)
+        member.state = CLOSING
+        if member in self.members:
+            self.closing[member] = None
+
+    def remove(self, member: Member) -> None:
+        """``member``'s socket is gone, and its place is free. May be said again."""
+        if member not in self.members:
+            return
+        if member.state != LEASED:  # else its borrower is still to end the lease
+            self._leave(member)
+            member.state = CLOSING
+        self.members.remove(member)
+        _decrease(self._at_destination, member.destination)
+        _decrease(self._at_endpoint, member.candidate.endpoint)
+
+    def _leave(self, member: Member) -> None:
+        """``member`` will be in another state."""
+        if member.state == IDLE:
+            key = member.candidate.key
+            idle = self.idle[key]
+            idle.remove(member)
+            if not idle:
+                del self.idle[key]
+            del self.unused[member]
+        elif member.state == OPENING:
+            _decrease(self._openings_by, member.candidate.way)
+            _decrease(self._openings_by, member.candidate.subject)
+            self.openings -= 1
+        elif member.state == CLOSING:
+            self.closing.pop(member, None)
+
+
+def _decrease(counter: Counter[Any], what: Hashable) -> None:
+    """One less: nothing stays behind for what is not there any more."""
+    left = counter[what] - 1
+    if left:
+        counter[what] = left
+    else:
+        del counter[what]
