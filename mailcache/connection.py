@@ -172,8 +172,9 @@ class Connection(Protocol):
                 self.deadline = self._now() + owed[0]
             else:
                 self.deadline = NEVER
-                # All that was written is answered, so none of it waits in the transport.
-                self._behind = False
+                # All commands are answered, so none waits in the transport; content may, if its reply came early.
+                if not self._parser.lenient:
+                    self._behind = False
             if self._quitting:
                 self._leave()
             else:
@@ -186,7 +187,12 @@ class Connection(Protocol):
     @property
     def quiet(self) -> bool:
         """Whether nothing is owed or half read, and it has not ended."""
-        return not self._owed and not self._parser.pending and not self._ended
+        return not self._owed and not self._ended and not self._half_read
+
+    @property
+    def _half_read(self) -> bool:
+        """Whether the beginning of something has been read: of a reply, or of a TLS record that may hold one."""
+        return self._parser.pending or (self._tls is not None and self._tls.partial)
 
     @property
     def flawed(self) -> str | None:
@@ -223,6 +229,10 @@ class Connection(Protocol):
 
     def write_content(self, data: bytes, limits: Iterable[float]) -> None:
         """Write content that is one piece, terminator included."""
+        if self._half_read:
+            # Rule R3: a reply that began before the end of content was written can't be its reply.
+            self.cut("unsolicited", "bytes of a reply came before the content was written")
+            return
         self._parser.lenient = True
         self.receiver.content_written()
         self.write(data, limits)
@@ -266,10 +276,6 @@ class Connection(Protocol):
             self._send(chunk)
 
     def _write_last(self, chunk: bytes) -> None:
-        if self._parser.pending:
-            # Rule R3: a reply that began before the end of content was written can't be its reply.
-            self.cut("unsolicited", "bytes of a reply came before the content was written")
-            return
         self._stop_streaming()
         self.write_content(chunk, self._content_limits)
 

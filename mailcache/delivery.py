@@ -64,7 +64,17 @@ class _Delivery:
     what is being waited for.
     """
 
-    __slots__ = ("_attempts", "_avoid", "_cache", "_content", "_destination", "_envelope", "_lease", "_needs", "_reused")
+    __slots__ = (
+        "_attempts",
+        "_avoid",
+        "_cache",
+        "_content",
+        "_destination",
+        "_envelope",
+        "_lease",
+        "_needs",
+        "_reused",
+    )
 
     def __init__(self, cache: Any, destination: Destination, envelope: Envelope, content: Content) -> None:
         self._cache = cache

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -16,80 +15,20 @@ from zope.interface import implementer
 from mailcache.connection import Connection, Cut
 from mailcache.destination import Destination, Endpoint
 from mailcache.interfaces import IRouter, ISession, ISessionCache
+from mailcache.lease import Lease
 from mailcache.limits import Limits, Timeouts
 from mailcache.members import IDLE, LEASED, OPENING, Action, Close, Fail, Grant, Member, Open, Request
-from mailcache.message import NO_NEEDS, Content, Envelope, Needs
+from mailcache.message import NO_NEEDS, Needs
 from mailcache.opening import Opener
 from mailcache.pool import Pool, closed_error
-from mailcache.result import DeliveryError, DeliveryResult
+from mailcache.result import DeliveryError
 from mailcache.routing.hosts import HostRouter
 from mailcache.routing.route import Route
 from mailcache.session import Session
 from mailcache.ticker import Ticker, interval_for
-from mailcache.trust.evidence import Evidence
-from mailcache.wire.capabilities import Capabilities
 
 CLOSE_LIMIT = 30.0
 """Seconds that `close` gives transactions under way before it aborts them: what supervisors allow before they kill."""
-
-
-@implementer(ISession)
-class Lease:
-    """The lease of a session of this process; see `ISession`."""
-
-    __slots__ = ("__weakref__", "_cache", "_ended", "_member", "_session")
-
-    def __init__(self, cache: MemorySessionCache, member: Member, session: Session) -> None:
-        self._cache = cache
-        self._member = member
-        self._session = session
-        self._ended = False
-
-    def __repr__(self) -> str:
-        return f"<Lease of {self._session!r}{', ended' if self._ended else ''}>"
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._session.capabilities
-
-    @property
-    def evidence(self) -> Evidence:
-        return self._session.evidence
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return self._session.key.endpoint
-
-    @property
-    def peer(self) -> str:
-        return self._session.peer
-
-    @property
-    def uses(self) -> int:
-        return self._session.uses
-
-    def send(self, envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
-        if self._ended:
-            raise RuntimeError("the lease of this session has ended")
-        result = self._session.send(envelope, content)
-        # While a message is under way its lease is in use, even where the caller keeps only the result.
-        self._session.hold(self)
-        return result
-
-    def release(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._cache._released(self._member, self._session)
-
-    def discard(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._cache._discarded(self._member, self._session)
-
-    def __del__(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._cache._leaked(self._member, self._session)
 
 
 @implementer(ISessionCache)
@@ -213,31 +152,18 @@ class MemorySessionCache:
         event["log_time"] = time.time()
         self._observe(event)
 
-    def _released(self, member: Member, session: Session) -> None:
+    def released(self, member: Member, session: Session) -> None:
+        """See `mailcache.lease.Owner`."""
         if session.busy:
-            self._discarded(member, session)
+            self.discarded(member, session)
             return
         self._carry_out(self._pool.released(member, session.reusable, self._now()))
 
-    def _discarded(self, member: Member, session: Session) -> None:
+    def discarded(self, member: Member, session: Session) -> None:
+        """See `mailcache.lease.Owner`."""
         if session.busy:
             session.abandon()
         self._carry_out(self._pool.released(member, False, self._now()))
-
-    def _leaked(self, member: Member, session: Session) -> None:
-        """A lease was collected that had not ended. This may be any thread."""
-        reclaim = self._reclaim
-        if IReactorFromThreads.providedBy(self.clock):
-            self.clock.callFromThread(reclaim, member, session)
-        else:
-            self.clock.callLater(0, reclaim, member, session)
-
-    def _reclaim(self, member: Member, session: Session) -> None:
-        self._log.error(
-            "a lease of session {session} was dropped without release() or discard(): reclaimed",
-            session=session.id,
-        )
-        self._discarded(member, session)
 
     # -- what the pool wants done --------------------------------------------------------------------------------
 
@@ -277,7 +203,7 @@ class MemorySessionCache:
         # It was cancelled after it was decided.
         session = member.session
         assert isinstance(session, Session)
-        self._released(member, session)
+        self.released(member, session)
 
     def _fail(self, request: Request, error: DeliveryError) -> None:
         granted = self._granted.pop(request, None)

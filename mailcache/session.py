@@ -239,7 +239,8 @@ class Session:
     def _fail(self, ours: Transaction, cut: Cut) -> None:
         endpoint = str(self.key.endpoint)
         outcome: DeliveryResult | Exception
-        if ours.decided:
+        # A reply too many says that a refusal before the content may have been meant for another command.
+        if ours.decided and (ours.content_begun or cut.reason != "unsolicited"):
             outcome = self._verdict(ours)
         elif ours.content_written:
             outcome = UncertainDelivery(

@@ -261,7 +261,7 @@ def key_of(fields: tuple[Any, ...]) -> SessionKey:
 class Keys(SynchronousTestCase):
     """No two keys are equal by the way their fields are put together."""
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=400, deadline=None)
     @given(arguments_of_keys(), arguments_of_keys())
     def test_are_equal_if_and_only_if_their_fields_are(self, one: tuple[Any, ...], other: tuple[Any, ...]) -> None:
         self.assertEqual(key_of(one) == key_of(other), one == other)
@@ -269,7 +269,7 @@ class Keys(SynchronousTestCase):
         if one == other:
             self.assertEqual(hash(key_of(one)), hash(key_of(other)))
 
-    @settings(max_examples=1000, deadline=None)
+    @settings(max_examples=400, deadline=None)
     @given(arguments_of_keys(), st.data())
     def test_differ_by_any_one_field(self, fields: tuple[Any, ...], data: st.DataObject) -> None:
         """Two drawn independently seldom share most fields, so one of them is changed."""
