@@ -1,13 +1,15 @@
-"""Where a session for a request is opened: the best of its route's candidates that may be tried now."""
+"""Where a session for a request is opened, the best of its route's candidates that may be tried now; and if there is
+none, whether it may wait, and what it is told."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from mailcache.destination import Endpoint
-from mailcache.members import Candidate, Request
+from mailcache.members import LEASED, OPENING, Candidate, Request
 from mailcache.places import Places
 from mailcache.result import DeliveryError
+from mailcache.routes import Routes
 from mailcache.routing.health import Health
 
 MAX_ADDRESSES = 5
@@ -84,3 +86,34 @@ def _left_alone(candidate: Candidate, health: Health, now: float) -> DeliveryErr
             error.__cause__ = cause
             return error
     return None
+
+
+def may_wait(request: Request, places: Places, routes: Routes, now: float, wall: Callable[[], float]) -> bool:
+    """Whether a session that is at work, or on its way, may serve ``request`` later."""
+    for member in places.members:
+        if member.state not in (OPENING, LEASED) or member.candidate.endpoint in request.avoid:
+            continue
+        candidates = routes.with_session(member, request.destination, now)
+        if member.state == OPENING:
+            if candidates:
+                return True
+        elif candidates and not request.fresh:
+            assert member.session is not None
+            if request.needs.unmet_by(member.session.capabilities) is None and any(
+                member.judged(candidate.requirement, wall).ok for candidate in candidates
+            ):
+                return True
+    return False
+
+
+def no_place(request: Request, candidates: Sequence[Candidate], health: Health, why: str) -> DeliveryError:
+    """What ``request`` is told that gets no place: with the last real error, its own or others'."""
+    cause = request.error
+    for candidate in candidates:
+        cause = cause or health.last_error(candidate.way) or health.last_error(candidate.subject)
+    error = DeliveryError(
+        f"no place for another session: {why}" + (f"; the last error was: {cause}" if cause else ""),
+        phase="waiting",
+    )
+    error.__cause__ = cause
+    return error

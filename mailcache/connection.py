@@ -66,6 +66,16 @@ class Receiver(TypingProtocol):
         """The connection is of no use any more. Called at most once, and nothing after it."""
 
 
+class Borrower(TypingProtocol):
+    """Whoever has the plain stream of a connection while it is lent."""
+
+    def bytes_received(self, data: bytes) -> None:
+        """The server has sent ``data``."""
+
+    def stream_ended(self) -> None:
+        """The connection has ended."""
+
+
 @implementer(IPushProducer)
 class Connection(Protocol):
     """One connection to a server.
@@ -97,6 +107,8 @@ class Connection(Protocol):
         self._paused = False
         self._progress_limit = 0.0
         self._content_limits: Iterable[float] = ()
+        self._borrower: Borrower | None = None
+        self._silence = 0.0
 
     # -- from the transport ------------------------------------------------------------------------------------
 
@@ -128,11 +140,15 @@ class Connection(Protocol):
                 if tls.established:
                     self.deadline = NEVER
                     self.receiver.tls_established()
-        if data:
+        if self._borrower is not None:
+            if data:
+                self.deadline = self._now() + self._silence
+                self._borrower.bytes_received(data)
+        elif data:
             self._parse(data)
         if tls is not None and tls.closed:
             self.cut("closed", "the server closed TLS")
-        elif not self._ended:
+        elif not self._ended and self._borrower is None:
             self.receiver.read_finished()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
@@ -314,6 +330,50 @@ class Connection(Protocol):
         """The reply to the content has come: from here on a flawed reply ends the connection again."""
         self._parser.lenient = False
 
+    # -- lending ----------------------------------------------------------------------------------------------
+
+    def lend(self, borrower: Borrower, first_silence: float, silence: float) -> None:
+        """Give the plain stream to ``borrower``, who parses and counts; nothing may be owed or half read.
+
+        It is cut when no byte has moved for ``silence`` seconds, ``first_silence`` before the first.
+        """
+        assert self.quiet
+        self._borrower = borrower
+        self._silence = silence
+        self.deadline = self._now() + first_silence
+
+    def reclaim(self) -> None:
+        """Have the stream back; whoever calls this knows that nothing is owed."""
+        self._borrower = None
+        self._behind = False
+        if not self._ended:
+            self.deadline = NEVER
+
+    def send_raw(self, data: bytes) -> None:
+        """Write what the borrower has sent."""
+        if not self._ended:
+            self.deadline = self._now() + self._silence
+            self._send(data)
+
+    def register_source(self, source: IPushProducer) -> None:
+        """Pause ``source`` while the transport has more than it can take."""
+        self._wire.registerProducer(source, True)
+
+    def unregister_source(self) -> None:
+        """The opposite of `register_source`."""
+        if not self._gone:
+            self._wire.unregisterProducer()
+
+    def pause_reading(self) -> None:
+        """Read no more from the server for now."""
+        if not self._gone:
+            self._wire.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        if not self._gone and not self._ended:
+            self._wire.resumeProducing()
+
     # -- ending ------------------------------------------------------------------------------------------------
 
     def expire(self) -> None:
@@ -337,6 +397,8 @@ class Connection(Protocol):
         self._stop_streaming()
         self._owed.clear()
         self._abort()
+        if self._borrower is not None:
+            self._borrower.stream_ended()
         if not self._quitting:
             self.receiver.connection_cut(Cut(reason, message, reply))
 

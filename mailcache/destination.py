@@ -225,6 +225,27 @@ class Destination:
     def __hash__(self) -> int:
         return self._hash
 
+    def on_behalf(self, uid: int | None, trust_anchors: bytes | None, client_pem: bytes | None) -> Destination:
+        """This destination for the user ``uid``, with the content (PEM) of files that only the user can read.
+
+        :raises ValueError: for PEM that can't be used.
+        """
+        for content, with_key in ((trust_anchors, False), (client_pem, True)):
+            problem = None if content is None else _problem(content, with_key)
+            if problem is not None:
+                raise ValueError(f"PEM that can't be used: {problem}")
+        identity = attrs.evolve(self.identity, uid=uid, client_certificate=_digest(client_pem))
+        tls_class = self.tls_class and attrs.evolve(
+            self.tls_class, trust_anchors=_digest(trust_anchors), client_certificate=identity.client_certificate
+        )
+        other = object.__new__(Destination)
+        other.__attrs_init__(
+            self.next_hop, self.protocol, self.namespace, self.bind_address, self.helo_name, None, None,
+            self.credentials, self.tls, self.one_flight, self.hop, identity, tls_class, trust_anchors, client_pem,
+            hash((self.hop, self.protocol, identity, tls_class, self.tls, self.one_flight)),
+        )  # fmt: skip
+        return other
+
     def key(self, endpoint: Endpoint) -> SessionKey:
         """The key of this destination's sessions with ``endpoint``."""
         return SessionKey(endpoint, self.identity, self.tls_class)

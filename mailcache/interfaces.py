@@ -8,6 +8,7 @@ from zope.interface import Attribute, Interface
 
 if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
+    from twisted.internet.interfaces import IProtocol
 
     from mailcache.destination import Destination, Endpoint
     from mailcache.message import Content, Envelope, Needs
@@ -86,3 +87,22 @@ class IRouter(Interface):
 
     def route(destination: Destination) -> Deferred[Route]:
         """Fires the `Route`, at least one hop; fails with a `DeliveryError` of phase "routing". Can be cancelled."""
+
+
+class IPairs(Interface):
+    """Makes the pairs that sessions are lent through, and adopts the ends that come in."""
+
+    def make(protocol: IProtocol) -> int:
+        """Connect ``protocol`` to one end of a new pair; gives the descriptor of the other, to be sent and closed.
+
+        :raises OSError: if there is none to be had.
+        """
+
+    def adopt(descriptor: int, protocol: IProtocol) -> None:
+        """Connect ``protocol`` to the end that came in as ``descriptor``, which is closed in any case.
+
+        :raises OSError: if it is no stream socket that lives.
+        """
+
+    def close(descriptor: int) -> None:
+        """Close an end that was sent, or that nobody wants."""

@@ -116,9 +116,7 @@ class Member:
         self.verdict = NOT_JUDGED
         self._verdicts: dict[Requirement, Verdict] = {}
 
-    def serves(
-        self, candidate: Candidate, needs: Needs, fresh: bool, now: float, wall: Callable[[], float]
-    ) -> bool:
+    def serves(self, candidate: Candidate, needs: Needs, fresh: bool, now: float, wall: Callable[[], float]) -> bool:
         """Whether its session may serve a request as it stands, with ``candidate`` for the key."""
         session = self.session
         assert session is not None

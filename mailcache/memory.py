@@ -74,6 +74,7 @@ class MemorySessionCache:
         self._observe = self._log.observer
         self._todo: deque[Action] = deque()
         self._carrying_out = False
+        self._watchers: list[Callable[[Session], None]] = []
         self._handshakes = 0
         self._close_deadline: float | None = None
         self._closed: list[Deferred[None]] = []
@@ -133,6 +134,10 @@ class MemorySessionCache:
                 lookup.cancel()
         self._check_closed()
         return closed
+
+    def watch(self, session_gone: Callable[[Session], None]) -> None:
+        """Have ``session_gone`` called with each session whose socket is closed."""
+        self._watchers.append(session_gone)
 
     # -- leases ------------------------------------------------------------------------------------------------
 
@@ -311,6 +316,9 @@ class MemorySessionCache:
     def _connection_gone(self, connection: Connection) -> None:
         member = self._connections.pop(connection, None)
         if member is not None:
+            if isinstance(member.session, Session):
+                for watcher in self._watchers:
+                    watcher(member.session)
             self._carry_out(self._pool.gone(member, self._now()))
         self._check_closed()
 

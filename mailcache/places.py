@@ -55,9 +55,7 @@ class Places:
 
     def crowded(self, member: Member) -> bool:
         """Whether a limit is reached that ``member`` counts against."""
-        return not (
-            self.room() and self.room_for(member.destination) and self.room_at(member.candidate.endpoint)
-        )
+        return not (self.room() and self.room_for(member.destination) and self.room_at(member.candidate.endpoint))
 
     def leaving(self, within: Callable[[Member], bool]) -> Member | None:
         """Whose place somebody may wait for ``within`` a limit: one that is being closed and that nobody waits for,

@@ -24,12 +24,11 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
-from mailcache.choosing import choose
+from mailcache.choosing import choose, may_wait, no_place
 from mailcache.destination import Destination, Endpoint
 from mailcache.limits import Limits
 from mailcache.members import (
     IDLE,
-    LEASED,
     OPENING,
     Action,
     Candidate,
@@ -131,17 +130,16 @@ class Pool:
         known = self._routes.candidates(request.destination, now)
         request.miss = miss_reason(request, known, self._idle, self._wall)
         request.deadline = now + timeout
-        if self._waiting.size >= limits.sessions + limits.waiters:
-            self.misses[request.miss] += 1
-            return [Fail(request, self._no_place(request, TOO_MANY))]
         self._waiting.add(request)
+        if self._waiting.size > limits.sessions + limits.waiters:
+            return [self._turn_away(request, TOO_MANY)]
         actions: list[Action] = []
         self._serve(request, actions, now)
         if self._is_stuck(request):
             if timeout <= 0:
-                actions.append(self._give_up(request, self._no_place(request, "none is free")))
+                actions.append(self._turn_away(request, "none is free"))
             elif not request.fresh and self._stuck > limits.waiters:
-                actions.append(self._give_up(request, self._no_place(request, TOO_MANY)))
+                actions.append(self._turn_away(request, TOO_MANY))
         return actions
 
     def cancel(self, request: Request, now: float) -> list[Action]:
@@ -165,7 +163,7 @@ class Pool:
         if self._stuck > most:
             # While the route was not known nobody could know how many of them would have to wait.
             stuck = [request for request in self._waiting.in_order() if self._is_stuck(request)]
-            actions += [self._give_up(request, self._no_place(request, TOO_MANY)) for request in stuck[most:]]
+            actions += [self._turn_away(request, TOO_MANY) for request in stuck[most:]]
         return actions
 
     def unroutable(self, destination: Destination, error: DeliveryError, now: float) -> list[Action]:
@@ -258,7 +256,7 @@ class Pool:
                 actions.append(self._evict(member, "idle"))
         for request in self._waiting.in_order():
             if request.deadline <= now and self._is_stuck(request):
-                actions.append(self._give_up(request, self._no_place(request, "none became free in time")))
+                actions.append(self._turn_away(request, "none became free in time"))
         return actions + self._plan(now)
 
     def close(self) -> list[Action]:
@@ -278,19 +276,12 @@ class Pool:
     def _may_move(self, member: Member, destination: Destination) -> bool:
         return member.destination == destination or self._places.room_for(destination)
 
-    def _candidates(self, member: Member, destination: Destination, now: float) -> list[Candidate]:
-        """Those of ``destination`` that a session of ``member`` is one with."""
-        found = self._routes.with_key(destination, member.candidate.key, now)
-        if not found and member.state == OPENING and member.destination == destination:
-            return [member.candidate]  # the route was good when this was begun for it
-        return found
-
     def _suits(self, member: Member, request: Request, now: float) -> bool:
         return (
             member.candidate.endpoint not in request.avoid
             and any(
                 member.serves(candidate, request.needs, request.fresh, now, self._wall)
-                for candidate in self._candidates(member, request.destination, now)
+                for candidate in self._routes.with_session(member, request.destination, now)
             )
             and self._may_move(member, request.destination)
         )
@@ -341,18 +332,10 @@ class Pool:
         self._waiting.remove(request)
         return Fail(request, error)
 
-    def _no_place(self, request: Request, why: str) -> DeliveryError:
-        cause = request.error
+    def _turn_away(self, request: Request, why: str) -> Fail:
+        """Give up for want of a place."""
         known = self._known.get(request.destination)
-        if cause is None and known is not None:
-            errors = [self.health.last_error(who) for each in known.candidates for who in (each.way, each.subject)]
-            cause = next((error for error in errors if error is not None), None)
-        error = DeliveryError(
-            f"no place for another session: {why}" + (f"; the last error was: {cause}" if cause else ""),
-            phase="waiting",
-        )
-        error.__cause__ = cause
-        return error
+        return self._give_up(request, no_place(request, known.candidates if known else (), self.health, why))
 
     # -- opening -----------------------------------------------------------------------------------------------
 
@@ -361,11 +344,10 @@ class Pool:
         actions: list[Action] = []
         done: set[Destination] = set()
         for request in self._waiting.in_order(done):
-            if request.opening is None:
-                self._serve(request, actions, now)
-                destination = request.destination
-                if destination in self._routes.resolving or not self._places.room_for(destination):
-                    done.add(destination)
+            self._serve(request, actions, now)
+            destination = request.destination
+            if destination in self._routes.resolving or not self._places.room_for(destination):
+                done.add(destination)
         return actions
 
     def _serve(self, request: Request, actions: list[Action], now: float) -> None:
@@ -380,7 +362,11 @@ class Pool:
         member = self.take(destination, request.needs, request.fresh, request.avoid, now)
         if member is not None:
             actions.append(self._grant(request, member))
-            return
+        elif request.opening is None:
+            self._open_for(request, candidates, actions, now)
+
+    def _open_for(self, request: Request, candidates: tuple[Candidate, ...], actions: list[Action], now: float) -> None:
+        destination = request.destination
 
         def make_room_at(endpoint: Endpoint) -> bool:
             return self._make_room(request, lambda member: member.candidate.endpoint == endpoint, actions)
@@ -388,7 +374,7 @@ class Pool:
         try:
             candidate = choose(request, candidates, self._places, self.health, now, make_room_at)
         except DeliveryError as error:
-            if not self._may_wait(request, now):
+            if not may_wait(request, self._places, self._routes, now, self._wall):
                 actions.append(self._give_up(request, error))
             return
         if candidate is None:
@@ -414,22 +400,6 @@ class Pool:
             actions.append(self._evict(member, "room"))
         claim(request, member)
         return True
-
-    def _may_wait(self, request: Request, now: float) -> bool:
-        """Whether a session that is at work, or on its way, may serve ``request`` later."""
-        for member in self._places.members:
-            if member.candidate.endpoint in request.avoid:
-                continue
-            candidates = self._candidates(member, request.destination, now)
-            if member.state == OPENING and candidates:
-                return True
-            if member.state == LEASED and not request.fresh and candidates:
-                assert member.session is not None
-                if request.needs.unmet_by(member.session.capabilities) is None and any(
-                    member.judged(candidate.requirement, self._wall).ok for candidate in candidates
-                ):
-                    return True
-        return False
 
 
 def closed_error() -> DeliveryError:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from mailcache.destination import Destination, SessionKey
-from mailcache.members import Candidate
+from mailcache.destination import Destination
+from mailcache.members import OPENING, Candidate, Member
 from mailcache.routing.route import Route
 
 MAX_ROUTES = 10_000
@@ -47,6 +47,10 @@ class Routes:
         known = self.known.get(destination)
         return None if known is None or known.expires_at <= now else known.candidates
 
-    def with_key(self, destination: Destination, key: SessionKey, now: float) -> list[Candidate]:
-        """The candidates of ``destination`` whose sessions have this key: more than one if hosts share an address."""
-        return [candidate for candidate in self.candidates(destination, now) or () if candidate.key == key]
+    def with_session(self, member: Member, destination: Destination, now: float) -> list[Candidate]:
+        """The candidates of ``destination`` that a session of ``member`` is one with: more if hosts share an address."""
+        key = member.candidate.key
+        found = [candidate for candidate in self.candidates(destination, now) or () if candidate.key == key]
+        if not found and member.state == OPENING and member.destination == destination:
+            return [member.candidate]  # the route was good when this was begun for it
+        return found

@@ -49,6 +49,7 @@ class Session:
         self.connection = connection
         self.id = identifier
         self.key = key
+        self.host = host
         self.peer = _peer(host, key.endpoint)
         self.capabilities = capabilities
         self.evidence = evidence
@@ -169,6 +170,13 @@ class Session:
 
     def _write_lone_dot(self, ours: Transaction) -> None:
         self.connection.write(LONE_DOT, [self._limits[kind] for kind in ours.lone_dot_kinds()])
+
+    # -- lending -----------------------------------------------------------------------------------------------
+
+    def returned(self, uses: int, rset_due: bool) -> None:
+        """Somebody else has had the conversation meanwhile, and says how it stands."""
+        self.uses = max(self.uses, uses)
+        self.rset_due = rset_due
 
     # -- its end -----------------------------------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ class Ticker:
 
     def _run(self) -> None:
         self._call = None
-        again = True  # a tick that raises is reported by the reactor, and must not be the last: all deadlines hang on it
+        # A tick that raises is reported by the reactor, and must not be the last: all deadlines hang on it.
+        again = True
         try:
             again = self._tick()
         finally:

@@ -14,9 +14,7 @@ from mailcache.testing import Fault
 from tests.helpers import CREDENTIALS, LARGE, SMALL, Bed, verdict_of
 
 MATRIX = Path(__file__).with_name("fault_matrix.tsv")
-SHORT = Timeouts(
-    connect=30, greeting=60, ehlo=60, starttls=60, auth=60, mail=60, rcpt=60, data=60, content=60, dot=600
-)
+SHORT = Timeouts(connect=30, greeting=60, ehlo=60, starttls=60, auth=60, mail=60, rcpt=60, data=60, content=60, dot=600)
 """The defaults, with those before the end of content so short that a reply that drips in is too late."""
 
 PROBE = "probe@example.com"

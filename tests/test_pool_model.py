@@ -123,9 +123,7 @@ class PoolMachine(RuleBasedStateMachine):
         member = self.pick(self.world.openings, index)
         level = member.candidate.requirement.level
         tls = level == "encrypt" or (level == "may" and encrypted)
-        self.world.open(
-            member, capabilities=capabilities, evidence=ENCRYPTED if tls else CLEAR, spread=spread
-        )
+        self.world.open(member, capabilities=capabilities, evidence=ENCRYPTED if tls else CLEAR, spread=spread)
 
     @precondition(lambda self: self.world.openings)
     @rule(index=ANY, error=st.sampled_from(FAILURES), gone=st.booleans())

@@ -179,7 +179,18 @@ class ReplyParser:
     `flaw` is the first flaw of any reply so far, or None.
     """
 
-    __slots__ = ("_code", "_flaw", "_known", "_known_replies", "_lines", "_partial", "_size", "error", "flaw", "lenient")
+    __slots__ = (
+        "_code",
+        "_flaw",
+        "_known",
+        "_known_replies",
+        "_lines",
+        "_partial",
+        "_size",
+        "error",
+        "flaw",
+        "lenient",
+    )
 
     def __init__(self) -> None:
         self.lenient = False

@@ -1,0 +1,362 @@
+"""What crosses between a borrower and its keeper, as bytes: destinations, facts of sessions, errors, packed values.
+
+All of it is checked when it comes in: a keeper trusts no borrower. A destination is one value of strict, versioned
+JSON: a field that is not known refuses it, so that a keeper never drops a demand it does not understand. No path
+crosses; a borrower reads its files and sends what is in them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import struct
+from typing import Any
+
+import attrs
+from service_identity.hazmat import DNSPattern, IPAddressPattern
+
+from mailcache.destination import Credentials, Destination, Endpoint
+from mailcache.message import Needs
+from mailcache.result import DeliveryError
+from mailcache.trust.evidence import Evidence
+from mailcache.trust.policy import TLSPolicy
+from mailcache.wire.capabilities import Capabilities
+from mailcache.wire.replies import Reply
+
+VERSION = 1
+"""The version of everything here and of the commands."""
+
+MAX_DESTINATION = 32_768
+"""Bytes of a destination: half of what an AMP value holds; room for some trust anchors, not for a platform's."""
+
+MAX_AVOIDED = 64
+"""Endpoints that one request may avoid: more than are ever tried."""
+
+
+class MalformedError(ValueError):
+    """What came in is not what it should be. The text names the field."""
+
+
+def _object(data: bytes, limit: int, what: str) -> dict[str, Any]:
+    if len(data) > limit:
+        raise MalformedError(f"{what}: {len(data)} bytes, {limit} at most are taken")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MalformedError(f"{what}: no JSON") from error
+    if not isinstance(value, dict):
+        raise MalformedError(f"{what}: a JSON object is wanted")
+    return value
+
+
+def _take(fields: dict[str, Any], what: str, **types: Any) -> dict[str, Any]:
+    unknown = fields.keys() - types.keys()
+    if unknown:
+        raise MalformedError(f"{what}: the field {sorted(unknown)[0]!r} is not known here")
+    for name, kind in types.items():
+        if name not in fields:
+            raise MalformedError(f"{what}: the field {name!r} is missing")
+        if not isinstance(fields[name], kind) or (isinstance(fields[name], bool) and kind is not bool):
+            raise MalformedError(f"{what}: the field {name!r} has a wrong type")
+    return fields
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
+
+
+_TEXT = (str, type(None))
+
+
+def encode_destination(destination: Destination) -> bytes:
+    """``destination`` with the content of its files.
+
+    :raises DeliveryError: if that is more than a keeper takes.
+    """
+    policy = destination.tls
+    credentials = destination.credentials
+    data = _dump(
+        {
+            "version": VERSION,
+            "next_hop": destination.next_hop,
+            "protocol": destination.protocol,
+            "namespace": destination.namespace,
+            "bind_address": destination.bind_address,
+            "helo_name": destination.helo_name,
+            "credentials": None if credentials is None else [credentials.username, credentials.password],
+            "tls": {
+                "level": policy.level,
+                "match": policy.match,
+                "fingerprints": policy.fingerprints,
+                "servername": policy.servername,
+                "min_version": policy.min_version,
+                "ciphers": policy.ciphers,
+            },
+            "trust_anchors": _text(destination.trust_anchors),
+            "client_certificate": _text(destination.client_pem),
+            "one_flight": destination.one_flight,
+        }
+    )
+    if len(data) > MAX_DESTINATION:
+        raise DeliveryError(
+            f"the destination has {len(data)} bytes with its files, and a keeper takes {MAX_DESTINATION}: "
+            "use a ca_file with fewer certificates",
+            phase="waiting",
+            retriable=False,
+        )
+    return data
+
+
+def _text(pem: bytes | None) -> str | None:
+    return None if pem is None else pem.decode("latin-1")
+
+
+def decode_destination(data: bytes, uid: int | None) -> Destination:
+    """The destination in ``data``, on behalf of the user ``uid``.
+
+    :raises MalformedError: for anything that is not exactly what `encode_destination` gives.
+    """
+    what = "destination"
+    fields = _object(data, MAX_DESTINATION, what)
+    if fields.get("version") != VERSION:
+        raise MalformedError(f"{what}: version {fields.get('version')!r} is not {VERSION}")
+    _take(
+        fields, what, version=int, next_hop=str, protocol=str, namespace=str, bind_address=_TEXT, helo_name=_TEXT,
+        credentials=(list, type(None)), tls=dict, trust_anchors=_TEXT, client_certificate=_TEXT, one_flight=bool,
+    )  # fmt: skip
+    tls = _take(
+        fields["tls"], what, level=str, match=list, fingerprints=list, servername=_TEXT, min_version=str, ciphers=_TEXT
+    )
+    pair = fields["credentials"]
+    if pair is not None and (len(pair) != 2 or not all(isinstance(part, str) for part in pair)):
+        raise MalformedError(f"{what}: the field 'credentials' has a wrong type")
+    try:
+        policy = TLSPolicy(
+            tls["level"],
+            match=tuple(tls["match"]),
+            fingerprints=tuple(tls["fingerprints"]),
+            servername=tls["servername"],
+            min_version=tls["min_version"],
+            ciphers=tls["ciphers"],
+        )
+        destination = Destination(
+            fields["next_hop"],
+            protocol=fields["protocol"],
+            namespace=fields["namespace"],
+            bind_address=fields["bind_address"],
+            helo_name=fields["helo_name"],
+            credentials=None if pair is None else Credentials(*pair),
+            tls=policy,
+            one_flight=fields["one_flight"],
+        )
+        return destination.on_behalf(uid, _bytes(fields["trust_anchors"]), _bytes(fields["client_certificate"]))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise MalformedError(f"{what}: {error}") from error
+
+
+def _bytes(pem: str | None) -> bytes | None:
+    return None if pem is None else pem.encode("latin-1")
+
+
+# -- a request ---------------------------------------------------------------------------------------------------------
+
+
+def encode_request(needs: Needs, fresh: bool, avoid: frozenset[Endpoint], timeout: float) -> bytes:
+    """The rest of what `acquire` was asked for; ``timeout`` in seconds."""
+    return _dump(
+        {
+            "needs": attrs.astuple(needs),
+            "fresh": fresh,
+            "avoid": [attrs.astuple(endpoint) for endpoint in avoid],
+            "timeout": timeout,
+        }
+    )
+
+
+def decode_request(data: bytes) -> tuple[Needs, bool, frozenset[Endpoint], float]:
+    """What `encode_request` was given.
+
+    :raises MalformedError: for anything else.
+    """
+    what = "request"
+    fields = _take(_object(data, MAX_DESTINATION, what), what, needs=list, fresh=bool, avoid=list, timeout=(int, float))
+    if not 0 <= fields["timeout"] <= 86_400 or len(fields["avoid"]) > MAX_AVOIDED:
+        raise MalformedError(f"{what}: out of bounds")
+    try:
+        smtputf8, eightbitmime, size, requiretls = fields["needs"]
+        needs = Needs(bool(smtputf8), bool(eightbitmime), None if size is None else int(size), bool(requiretls))
+        avoid = frozenset(Endpoint(*_strings(entry)) for entry in fields["avoid"])
+    except (TypeError, ValueError) as error:
+        raise MalformedError(f"{what}: {error}") from error
+    return needs, fields["fresh"], avoid, float(fields["timeout"])
+
+
+def _strings(entry: Any) -> tuple[str, str, int | None]:
+    protocol, address, port = entry
+    if not (isinstance(protocol, str) and isinstance(address, str) and (port is None or isinstance(port, int))):
+        raise ValueError("no endpoint")
+    return protocol, address, port
+
+
+# -- facts of a session ----------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Facts:
+    """What a borrower is told of a session once, with its descriptor."""
+
+    identifier: str
+    endpoint: Endpoint
+    host: str
+    capabilities: Capabilities
+    evidence: Evidence
+    verdict: str
+    setup_seconds: float
+
+
+def encode_facts(facts: Facts) -> bytes:
+    """``facts`` as bytes."""
+    evidence = attrs.asdict(facts.evidence, recurse=False)
+    evidence["names"] = [
+        ["dns", name.pattern.decode("ascii")] if isinstance(name, DNSPattern) else ["ip", str(name.pattern)]
+        for name in facts.evidence.names
+        if isinstance(name, (DNSPattern, IPAddressPattern))
+    ]
+    return _dump(
+        {
+            "identifier": facts.identifier,
+            "endpoint": attrs.astuple(facts.endpoint),
+            "host": facts.host,
+            "keywords": {name: list(words) for name, words in facts.capabilities.keywords.items()},
+            "evidence": evidence,
+            "verdict": facts.verdict,
+            "setup_seconds": facts.setup_seconds,
+        }
+    )
+
+
+def decode_facts(data: bytes) -> Facts:
+    """What `encode_facts` was given.
+
+    :raises MalformedError: for anything else.
+    """
+    what = "facts"
+    fields = _take(
+        _object(data, 0xFFFF, what), what, identifier=str, endpoint=list, host=str, keywords=dict, evidence=dict,
+        verdict=str, setup_seconds=(int, float),
+    )  # fmt: skip
+    try:
+        keywords: dict[str, tuple[str, ...]] = {name: tuple(words) for name, words in fields["keywords"].items()}
+        evidence = dict(fields["evidence"])
+        evidence["names"] = tuple(
+            DNSPattern.from_bytes(value.encode("ascii"))
+            if kind == "dns"
+            else IPAddressPattern(ipaddress.ip_address(value))
+            for kind, value in evidence["names"]
+        )
+        return Facts(
+            fields["identifier"],
+            Endpoint(*_strings(fields["endpoint"])),
+            fields["host"],
+            Capabilities(keywords),
+            Evidence(**evidence),
+            fields["verdict"],
+            float(fields["setup_seconds"]),
+        )
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise MalformedError(f"{what}: {error}") from error
+
+
+# -- small values, packed ---------------------------------------------------------------------------------------------
+
+_GRANT = struct.Struct("!IIIB")
+_RELEASE = struct.Struct("!IIQQIB")
+_RSET_DUE, _DISCARD = 1, 2
+
+
+@attrs.frozen
+class Granted:
+    """A lease: its number, the pair it is to be used on, the uses of the session so far, whether RSET is due."""
+
+    lease: int
+    pair: int
+    uses: int
+    rset_due: bool
+
+    def encode(self) -> bytes:
+        return _GRANT.pack(self.lease, self.pair, self.uses, _RSET_DUE if self.rset_due else 0)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Granted:
+        """:raises MalformedError: for bytes of another form."""
+        try:
+            lease, pair, uses, flags = _GRANT.unpack(data)
+        except struct.error as error:
+            raise MalformedError("grant: a wrong length") from error
+        return cls(lease, pair, uses, bool(flags & _RSET_DUE))
+
+
+@attrs.frozen
+class Released:
+    """The end of a lease: the bytes that the borrower has sent and received in it, and how it leaves the session."""
+
+    lease: int
+    pair: int
+    sent: int
+    received: int
+    uses: int
+    rset_due: bool
+    discard: bool
+
+    def encode(self) -> bytes:
+        flags = (_RSET_DUE if self.rset_due else 0) | (_DISCARD if self.discard else 0)
+        return _RELEASE.pack(self.lease, self.pair, self.sent, self.received, self.uses, flags)
+
+    @classmethod
+    def decode(cls, data: bytes) -> Released:
+        """:raises MalformedError: for bytes of another form."""
+        try:
+            lease, pair, sent, received, uses, flags = _RELEASE.unpack(data)
+        except struct.error as error:
+            raise MalformedError("release: a wrong length") from error
+        return cls(lease, pair, sent, received, uses, bool(flags & _RSET_DUE), bool(flags & _DISCARD))
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def encode_error(error: DeliveryError) -> bytes:
+    """``error`` as bytes: what a server or a limit said, which is no fault of the keeper."""
+    reply = error.reply
+    return _dump(
+        {
+            "message": str(error.args[0])[:2_000],
+            "phase": error.phase,
+            "retriable": error.retriable,
+            "endpoint": error.endpoint,
+            "reply": None if reply is None else [reply.code, reply.text],
+        }
+    )
+
+
+def decode_error(data: bytes) -> DeliveryError:
+    """What `encode_error` was given.
+
+    :raises MalformedError: for anything else.
+    """
+    what = "error"
+    fields = _take(
+        _object(data, 0xFFFF, what), what, message=str, phase=str, retriable=bool, endpoint=_TEXT,
+        reply=(list, type(None)),
+    )  # fmt: skip
+    try:
+        reply = None if fields["reply"] is None else Reply.make(int(fields["reply"][0]), str(fields["reply"][1]))
+    except (TypeError, ValueError, IndexError) as error:
+        raise MalformedError(f"{what}: {error}") from error
+    return DeliveryError(
+        fields["message"],
+        phase=fields["phase"],
+        retriable=fields["retriable"],
+        endpoint=fields["endpoint"],
+        reply=reply,
+    )
