@@ -52,7 +52,9 @@ def choose(
         else:
             crowded.append(endpoint)
     if crowded and places.room_for(request.destination):
-        any(map(make_room, crowded))
+        for endpoint in crowded:
+            if make_room(endpoint):
+                break
     if crowded or busy:
         return None
     raise (

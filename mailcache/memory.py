@@ -26,6 +26,7 @@ from mailcache.routing.hosts import HostRouter
 from mailcache.routing.route import Route
 from mailcache.session import Session
 from mailcache.ticker import Ticker, interval_for
+from mailcache.trust.evidence import CLEAR
 
 CLOSE_LIMIT = 30.0
 """Seconds that `close` gives transactions under way before it aborts them: what supervisors allow before they kill."""
@@ -144,11 +145,12 @@ class MemorySessionCache:
     def _lease(self, member: Member, now: float) -> Lease:
         session = member.session
         assert isinstance(session, Session)
-        if session.uses:
+        if session.uses and session.evidence is not CLEAR:
             self._log_reuse(member, session, now)
         return Lease(self, member, session)
 
     def _log_reuse(self, member: Member, session: Session, now: float) -> None:
+        """What its TLS has shown serves again; in clear text there is nothing to tell."""
         # What `Logger.info` would do, without building again for each message what is the same for all of them.
         event = session.log_facts.copy()
         event["use"] = session.uses + 1

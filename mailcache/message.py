@@ -234,10 +234,12 @@ def _encoded(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def seven_bit(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """``chunks``, for a server without 8BITMIME: fails at the first byte that it could not take."""
+    """``chunks``, where they must be 7-bit: fails at the first byte that is not."""
     for chunk in chunks:
         if not chunk.isascii():
-            raise ContentFailed("the server does not offer 8BITMIME, and the content has 8-bit bytes")
+            raise ContentFailed(
+                "the content has 8-bit bytes, and the server offers no 8BITMIME or the envelope says 7BIT"
+            )
         yield chunk
 
 

@@ -176,7 +176,9 @@ class _Attempt:
 
     def _keep_secret(self, text: bytes) -> None:
         if text:
-            self._secrets.append(text[:ENOUGH_OF_A_SECRET])
+            beginning = text[:ENOUGH_OF_A_SECRET]
+            # In a reply, and as an error quotes what is none.
+            self._secrets += [beginning, repr(beginning)[2:-1].encode()]
 
     def _tells_a_secret(self, text: bytes) -> bool:
         return any(secret in text for secret in self._secrets)

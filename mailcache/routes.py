@@ -48,7 +48,7 @@ class Routes:
         return None if known is None or known.expires_at <= now else known.candidates
 
     def with_session(self, member: Member, destination: Destination, now: float) -> list[Candidate]:
-        """The candidates of ``destination`` that a session of ``member`` is one with: more if hosts share an address."""
+        """The candidates of ``destination`` that ``member``'s session is one with: more if hosts share an address."""
         key = member.candidate.key
         found = [candidate for candidate in self.candidates(destination, now) or () if candidate.key == key]
         if not found and member.state == OPENING and member.destination == destination:

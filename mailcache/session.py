@@ -118,7 +118,8 @@ class Session:
         if lacking is not None:
             return self._refused(lacking, phase="needs", retriable=False)
         undeclared = source.eight_bit is None and envelope.body is None
-        self._seven_bit_only = undeclared and not self.capabilities.eightbitmime
+        declared_7bit = source.eight_bit is None and envelope.body == "7BIT"
+        self._seven_bit_only = declared_7bit or (undeclared and not self.capabilities.eightbitmime)
         reused = self.uses > 0
         self.uses += 1
         self._content = source
@@ -153,8 +154,8 @@ class Session:
     def _write_commands(self, ours: Transaction, reused: bool = False) -> None:
         data, kinds = ours.flight()
         limits = [self._limits[kind] for kind in kinds]
-        if reused:
-            limits[0] = min(limits[0], self._timeouts.first_reply)
+        if reused and limits[0] > self._timeouts.first_reply:
+            limits[0] = self._timeouts.first_reply
         self.connection.write(data, limits)
 
     def _write_content(self, ours: Transaction) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -233,3 +234,31 @@ def evidence_of(issued: Issued, anchors: bytes | None, servername: str | None) -
     client = layer(anchors, servername)
     shake_hands(client, TLSServer(issued.server_context()))
     return client.evidence()
+
+
+class Unseekable(io.BytesIO):
+    """Like a pipe."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def seek(self, *_: object) -> int:
+        raise io.UnsupportedOperation("underlying stream is not seekable")
+
+    tell = seek  # type: ignore[assignment]
+
+
+class Failing(io.BytesIO):
+    """Fails, or gives something odd, once this many bytes were read."""
+
+    def __init__(self, data: bytes, after: int, problem: object) -> None:
+        super().__init__(data)
+        self.after = after
+        self.problem = problem
+
+    def read(self, size: int | None = -1) -> Any:
+        if size and self.tell() >= self.after:
+            if isinstance(self.problem, Exception):
+                raise self.problem
+            return self.problem
+        return super().read(size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
+from service_identity.hazmat import DNSPattern
+
 from mailcache import Credentials, DeliveryError, Destination, Limits, TLSPolicy
 from mailcache.destination import Endpoint
 from mailcache.members import IDLE, LEASED, OPENING, Action, Close, Fail, Grant, Member, Open, Request, Resolve
@@ -12,6 +14,7 @@ from mailcache.message import NO_NEEDS, Needs
 from mailcache.pool import Pool
 from mailcache.routing.route import Hop, Route
 from mailcache.trust.evidence import CLEAR, Evidence
+from mailcache.trust.judge import judge
 from mailcache.wire.capabilities import Capabilities
 from mailcache.wire.replies import Reply
 
@@ -31,8 +34,16 @@ def as_user(name: str) -> Destination:
     return Destination("one.example", tls=TLSPolicy("none"), credentials=Credentials(name, "secret"))
 
 
-def route(*endpoints: Endpoint, ttl: float = FOREVER) -> Route:
-    return Route(tuple(Hop(endpoint, f"mx.{endpoint.address}") for endpoint in endpoints), ttl)
+def proof(name: str, until: float) -> Evidence:
+    """What a trusted certificate for ``name`` shows until then."""
+    return Evidence(
+        "TLSv1.3",
+        "TLS_AES_256_GCM_SHA384",
+        servername=name,
+        chain_error=None,
+        names=(DNSPattern.from_bytes(name.encode()),),
+        not_after=until,
+    )
 
 
 def failure(phase: str = "connect", *, code: int | None = None, retriable: bool = True) -> DeliveryError:
@@ -112,11 +123,36 @@ class World:
             self.idle.append(member)
         self.do(self.pool.released(member, parked, self.now))
 
+    def serve(self, destination: Destination, *endpoints: Endpoint, **opened: Any) -> Member:
+        """Ask for a session and have one opened; gives the leased member."""
+        request = self.ask(destination)
+        if destination in self.lookups:
+            self.resolve(destination, *(endpoints or ENDPOINTS[:1]))
+        if request not in self.ended:
+            self.open(self.openings[-1], **opened)
+        return self.got(request)
+
+    def got(self, request: Request) -> Member:
+        """What ``request`` was granted."""
+        member = self.ended[request]
+        assert isinstance(member, Member), member
+        return member
+
+    def error(self, request: Request) -> DeliveryError:
+        """Why ``request`` got nothing."""
+        error = self.ended[request]
+        assert isinstance(error, DeliveryError), error
+        return error
+
     # -- what the network does ---------------------------------------------------------------------------------
 
     def resolve(self, destination: Destination, *endpoints: Endpoint, ttl: float = FOREVER) -> None:
         self.lookups.remove(destination)
-        found = route(*endpoints, ttl=ttl)
+        self.know(destination, *[Hop(endpoint, f"mx.{endpoint.address}") for endpoint in endpoints], ttl=ttl)
+
+    def know(self, destination: Destination, *hops: Hop, ttl: float = FOREVER) -> None:
+        """The route of ``destination`` is known from now on."""
+        found = Route(hops, ttl)
         self.routes[destination] = (found, self.now + ttl)
         self.do(self.pool.routed(destination, found, self.now))
 
@@ -255,10 +291,18 @@ class World:
             return "TLS where clear text is demanded"
         if level == "encrypt" and session.evidence is CLEAR:
             return "clear text where TLS is demanded"
+        if level == "verify" and not self._verified(destination, endpoint, session.evidence):
+            return "a certificate that proves nothing"
         own = self.places.get(member)
         if own != destination and self._at(destination) >= self.limits.sessions_per_destination:
             return "the destination's limit"
         return None
+
+    def _verified(self, destination: Destination, endpoint: Endpoint, evidence: Evidence) -> bool:
+        found, _ = self.routes[destination]
+        hosts = [hop.host for hop in found.hops if hop.endpoint == endpoint]
+        name = destination.hop.name
+        return any(judge(destination.tls.resolve(name, host), evidence, self.now).ok for host in hosts)
 
     def check(self) -> None:
         """All that must be true between any two events."""

@@ -23,7 +23,7 @@ from mailcache.message import (
 )
 from mailcache.wire.capabilities import Capabilities
 from mailcache.wire.content import CHUNK, encode
-from tests.helpers import stored
+from tests.helpers import Failing, Unseekable, stored
 
 LINES = b"Subject: hello\r\n\r\n.dots\r\n" + b"A line with caf\xc3\xa9 in it.\r\n" * 10_000
 BIG = LINES[: 3 * CHUNK + 100]
@@ -150,34 +150,6 @@ class FromBytes(SynchronousTestCase):
         data[:3] = b"two"
         self.assertEqual(content.whole(), b"one\r\n.\r\n", "what it was when it was handed in")
         self.assertIs(content_of(content), content)
-
-
-class Unseekable(io.BytesIO):
-    """Like a pipe."""
-
-    def seekable(self) -> bool:
-        return False
-
-    def seek(self, *_: object) -> int:
-        raise io.UnsupportedOperation("underlying stream is not seekable")
-
-    tell = seek  # type: ignore[assignment]
-
-
-class Failing(io.BytesIO):
-    """Fails, or gives something odd, once this many bytes were read."""
-
-    def __init__(self, data: bytes, after: int, problem: object) -> None:
-        super().__init__(data)
-        self.after = after
-        self.problem = problem
-
-    def read(self, size: int | None = -1) -> Any:
-        if size and self.tell() >= self.after:
-            if isinstance(self.problem, Exception):
-                raise self.problem
-            return self.problem
-        return super().read(size)
 
 
 class FromFiles(SynchronousTestCase):

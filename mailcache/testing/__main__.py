@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from mailcache.testing.certificates import Authority
-from mailcache.testing.server import SMTPServer
+from mailcache.testing.server import CAPABILITIES, SMTPServer
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help="default: any that is free")
     parser.add_argument("--interface", default="127.0.0.1")
     parser.add_argument("--tls", choices=("starttls", "implicit", "none"), default="starttls")
+    parser.add_argument("--size", type=int, default=52_428_800, help="octets of the largest message; 0: no limit")
     options = parser.parse_args()
 
     from twisted.internet import reactor, stdio
@@ -31,7 +32,10 @@ def main() -> None:
     loop: Any = reactor
     authority = Authority()
     certificate = None if options.tls == "none" else authority.issue(addresses=(options.interface,))
-    server = SMTPServer(loop, certificate=certificate, implicit_tls=options.tls == "implicit")
+    capabilities = [f"SIZE {options.size}" if word.startswith("SIZE ") else word for word in CAPABILITIES]
+    server = SMTPServer(
+        loop, certificate=certificate, implicit_tls=options.tls == "implicit", capabilities=capabilities
+    )
     server.listen(options.port, options.interface)
 
     class UntilEnd(Protocol):

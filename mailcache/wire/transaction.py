@@ -60,32 +60,21 @@ class Transaction:
     :param lmtp: one reply for each accepted recipient after the content (RFC 2033 4.2).
     """
 
-    __slots__ = (
-        "_answered",
-        "_commands",
-        "_contradicted",
-        "_kinds",
-        "_lmtp",
-        "_mail_refused",
-        "_owed",
-        "_pipelining",
-        "_position",
-        "_recipient",
-        "_recipients",
-        "_refused_at_end",
-        "_reused",
-        "_taken",
-        "_undecided",
-        "accepted",
-        "clean",
-        "content_begun",
-        "content_written",
-        "culprit",
-        "final",
-        "problem",
-        "rejected",
-        "step",
-    )
+    _mail_refused: Reply | None = None
+    _contradicted = False
+    _refused_at_end = False
+    _taken = False
+    _answered = 0
+    _position = 0
+    _recipient = 0
+    accepted: list[str]
+    clean = True
+    content_begun = False
+    content_written = False
+    culprit: Reply | None = None
+    final: Reply | None = None
+    problem = ""
+    step = COMMANDS
 
     def __init__(
         self,
@@ -109,28 +98,14 @@ class Transaction:
         if rset_due:
             self._commands = RSET_COMMAND + self._commands
             self._kinds.insert(0, RSET)
-        self._owed: list[int] = []
-        self._answered = 0
+        self._owed = self._kinds
         self._pipelining = capabilities.pipelining
         self._reused = reused
         self._lmtp = lmtp
-        self._position = 0
-        self._recipient = 0
-        self._mail_refused: Reply | None = None
-        self._undecided: list[str] = []
-        self._contradicted = False
         self._recipients = recipients
-        self.accepted: list[str] = []
+        self._undecided: list[str] = []
+        self.accepted = []
         self.rejected: dict[str, Reply] = {}
-        self.final: Reply | None = None
-        self._refused_at_end = False
-        self._taken = False
-        self.content_begun = False
-        self.content_written = False
-        self.clean = True
-        self.step = COMMANDS
-        self.problem = ""
-        self.culprit: Reply | None = None
 
     # -- what to write -------------------------------------------------------------------------------------
 
