@@ -8,12 +8,22 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from mailcache import demo
+from mailcache import demo, sending
+from mailcache.trust.policy import LEVELS
+
+ARGPARSE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the arguments say; gives the exit status."""
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = parser().parse_args(given)
+    except SystemExit as end:
+        # argparse has told what is wrong; what stands in for sendmail says so in sysexits.h's words.
+        if end.code == ARGPARSE_ERROR and given[:1] == ["send"]:
+            return os.EX_USAGE
+        raise
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -56,7 +66,39 @@ def parser() -> argparse.ArgumentParser:
         help="how many send at a time, in each way (default: %(default)s)",
     )
     showing.set_defaults(run=lambda options: demo.run(options.messages, options.senders, sys.stdout, sys.stderr))
+
+    to_send = commands.add_parser(
+        "send",
+        help="deliver one message from a file or standard input",
+        description="Deliver one message. The exit status is one of sysexits.h: 0 delivered, 75 try again, 69 refused, "
+        "76 nobody can know, 64 wrong arguments, 66 the message can't be read.",
+    )
+    to_send.add_argument("recipients", nargs="+", metavar="RECIPIENT")
+    to_send.add_argument("--to-host", required=True, metavar="NEXT_HOP", help="[host]:port, [address]:port, unix:/path")
+    to_send.add_argument("--from", dest="sender", default="", metavar="ADDRESS", help="default: the null sender")
+    to_send.add_argument("--tls", default="may", choices=LEVELS[:3] + LEVELS[4:], help="default: %(default)s")
+    to_send.add_argument("--ca-file", metavar="FILE", help="trust anchors (PEM) instead of the platform's")
+    to_send.add_argument("--file", default="-", metavar="FILE", help="the message; default: standard input")
+    to_send.add_argument("--cache", metavar="SOCKET", help="the socket of a keeper to borrow a session from")
+    to_send.set_defaults(run=_send)
     return whole
+
+
+def _send(options: argparse.Namespace) -> int:
+    try:
+        wanted = sending.order(
+            options.to_host,
+            options.sender,
+            options.recipients,
+            level=options.tls,
+            ca_file=options.ca_file,
+            file=options.file,
+            keeper=options.cache,
+        )
+    except ValueError as error:
+        sys.stderr.write(f"mailcache send: {error}\n")
+        return os.EX_USAGE
+    return sending.run(wanted, sys.stdout, sys.stderr)
 
 
 def _whole(least: int, most: int) -> Callable[[str], int]:
