@@ -1,4 +1,4 @@
-"""Whether a wheel has all that is in mailcache/, the licence and the command, and nothing else."""
+"""Whether a wheel has all of mailcache/, the plugin for twist, the licence and the command, and nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ def main(wheel: str) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         entry_points = next(archive.read(name).decode() for name in names if name.endswith("/entry_points.txt"))
-    wanted = {str(path) for path in Path("mailcache").rglob("*.py")} | {"mailcache/py.typed"}
+    modules = [*Path("mailcache").rglob("*.py"), *Path("twisted/plugins").glob("*.py")]
+    wanted = {str(path) for path in modules} | {"mailcache/py.typed"}
     has = {name for name in names if ".dist-info/" not in name}
     if has != wanted:
         sys.exit(f"missing: {sorted(wanted - has)}; too much: {sorted(has - wanted)}")

@@ -5,6 +5,7 @@ from mailcache.destination import Credentials, Destination
 from mailcache.limits import Limits, Timeouts
 from mailcache.memory import MemorySessionCache
 from mailcache.message import Envelope
+from mailcache.remote.client import RemoteSessionCache
 from mailcache.result import DeliveryError, DeliveryResult, UncertainDelivery
 from mailcache.trust.policy import TLSPolicy
 
@@ -16,6 +17,7 @@ __all__ = [
     "Envelope",
     "Limits",
     "MemorySessionCache",
+    "RemoteSessionCache",
     "TLSPolicy",
     "Timeouts",
     "UncertainDelivery",

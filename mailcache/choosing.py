@@ -22,12 +22,10 @@ def choose(
     places: Places,
     health: Health,
     now: float,
-    make_room: Callable[[Endpoint], bool],
-) -> Candidate | None:
-    """The candidate to open for ``request``; ``None`` if there is one, but none now.
+) -> Candidate | list[Endpoint]:
+    """The candidate to open for ``request``, or else the endpoints where one might be opened if they had a place left;
+    none at all means that it is to wait for how the attempts of others end.
 
-    :param make_room: called where all endpoints that might be opened have no place left, with one after the other
-        until it tells that a place will be free there shortly.
     :raises DeliveryError: if there is none; what it says is the last that has really gone wrong, if anything has.
     """
     busy = False
@@ -51,12 +49,8 @@ def choose(
             return candidate
         else:
             crowded.append(endpoint)
-    if crowded and places.room_for(request.destination):
-        for endpoint in crowded:
-            if make_room(endpoint):
-                break
     if crowded or busy:
-        return None
+        return crowded
     raise (
         request.error
         or left_alone

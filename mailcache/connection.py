@@ -98,6 +98,7 @@ class Connection(Protocol):
         self._parser = ReplyParser()
         self._owed: list[float] = []
         self._tls: TLSLayer | None = None
+        self._greeting: float | None = None
         self._ended = False
         self._leaving = False
         self._quitting = False
@@ -139,6 +140,9 @@ class Connection(Protocol):
                 self._wire.write(tls.outgoing())
                 if tls.established:
                     self.deadline = NEVER
+                    if self._greeting is not None:
+                        self._owed.append(self._greeting)
+                        self.deadline = self._now() + self._greeting
                     self.receiver.tls_established()
         if self._borrower is not None:
             if data:
@@ -227,9 +231,16 @@ class Connection(Protocol):
 
     # -- writing -----------------------------------------------------------------------------------------------
 
-    def start_tls(self, context: SSL.Context, servername: str | None, limit: float) -> None:
-        """Begin a handshake, which may take ``limit`` seconds; nothing may be owed or half read."""
+    def start_tls(
+        self, context: SSL.Context, servername: str | None, limit: float, greeting: float | None = None
+    ) -> None:
+        """Begin a handshake, which may take ``limit`` seconds; nothing may be owed or half read.
+
+        With ``greeting`` a reply is owed as soon as TLS stands, within so many seconds: with TLS 1.2 it comes together
+        with the last of the handshake.
+        """
         assert self.quiet
+        self._greeting = greeting
         self._tls = TLSLayer(context, servername)
         self.deadline = self._now() + limit
         self._tls.handshake()
@@ -332,15 +343,20 @@ class Connection(Protocol):
 
     # -- lending ----------------------------------------------------------------------------------------------
 
-    def lend(self, borrower: Borrower, first_silence: float, silence: float) -> None:
+    def lend(self, borrower: Borrower, silence: float) -> None:
         """Give the plain stream to ``borrower``, who parses and counts; nothing may be owed or half read.
 
-        It is cut when no byte has moved for ``silence`` seconds, ``first_silence`` before the first.
+        It is cut when no byte has moved for ``silence`` seconds.
         """
         assert self.quiet
         self._borrower = borrower
-        self._silence = silence
-        self.deadline = self._now() + first_silence
+        self.allow_silence(silence)
+
+    def allow_silence(self, silence: float) -> None:
+        """From now on so many seconds may pass without a byte moved, while it is lent."""
+        if not self._ended:
+            self._silence = silence
+            self.deadline = self._now() + silence
 
     def reclaim(self) -> None:
         """Have the stream back; whoever calls this knows that nothing is owed."""

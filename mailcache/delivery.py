@@ -139,9 +139,7 @@ class _Delivery:
         return first if isinstance(error, DeliveryError) and error.phase == "routing" else failure
 
 
-def _within(
-    clock: IReactorTime, deadline: float, delivering: Deferred[DeliveryResult]
-) -> Deferred[DeliveryResult]:
+def _within(clock: IReactorTime, deadline: float, delivering: Deferred[DeliveryResult]) -> Deferred[DeliveryResult]:
     late = False
 
     def expire() -> None:

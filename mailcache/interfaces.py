@@ -67,7 +67,7 @@ class ISessionCache(Interface):
         """Lease a session with ``destination``: a kept one where one serves, else a new one.
 
         :param needs: what the message demands of the server.
-        :param fresh: only one that never carried a message; it goes before all who wait.
+        :param fresh: only one that is opened now, since what was kept may be dead; it goes before all who wait.
         :param avoid: endpoints that are not wanted.
         :param timeout: seconds to wait for a place where limits leave none; ``None`` is the limits' wait_timeout.
         :return: fires the lease, fails with `DeliveryError` (phase, last real error). Cancelling it gives up its place.

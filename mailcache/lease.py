@@ -21,7 +21,7 @@ _log = Logger()
 
 
 class Owner(Protocol):
-    """The cache that a lease goes back to; ``place`` is what it knows the session by."""
+    """The cache that a lease goes back to; ``place`` is what it knows the session by, with its ``max_uses``."""
 
     clock: Any
 
@@ -66,6 +66,12 @@ class Lease:
     @property
     def uses(self) -> int:
         return self.session.uses
+
+    @property
+    def max_uses(self) -> int | None:
+        """How many transactions the session may carry in all, or ``None`` for no limit."""
+        limit: int | None = self._place.max_uses
+        return limit
 
     def send(self, envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
         if self._ended:

@@ -116,11 +116,11 @@ class Member:
         self.verdict = NOT_JUDGED
         self._verdicts: dict[Requirement, Verdict] = {}
 
-    def serves(self, candidate: Candidate, needs: Needs, fresh: bool, now: float, wall: Callable[[], float]) -> bool:
-        """Whether its session may serve a request as it stands, with ``candidate`` for the key."""
+    def serves(self, candidate: Candidate, needs: Needs, now: float, wall: Callable[[], float]) -> bool:
+        """Whether its session meets what is asked of ``candidate``, whose key is its own."""
         session = self.session
         assert session is not None
-        if self.expires_at < now or (fresh and session.uses):
+        if self.expires_at < now:
             return False
         if needs is not NO_NEEDS and needs.unmet_by(session.capabilities) is not None:
             return False
@@ -144,6 +144,7 @@ class Request:
     :ivar tried: the endpoints where opening one for it has failed, the last time with ``error``.
     :ivar opening: the member that is being opened for it.
     :ivar waits_for: the member that is being closed to make room for it.
+    :ivar short_of: tells whose end would make room for it, if it waits because of a limit and for nobody's end yet.
     :ivar deadline: when it loses patience, if it waits for a place then.
     :ivar number: its place in the order of waiting.
     :ivar waiting: it is in a queue.
@@ -160,6 +161,7 @@ class Request:
         "needs",
         "number",
         "opening",
+        "short_of",
         "tried",
         "waiting",
         "waits_for",
@@ -180,10 +182,21 @@ class Request:
         self.error: DeliveryError | None = None
         self.opening: Member | None = None
         self.waits_for: Member | None = None
+        self.short_of: Callable[[Member], bool] | None = None
         self.deadline = 0.0
         self.number = 0
         self.waiting = False
         self.miss = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing but its place in the queue makes it differ from others of its destination."""
+        return not (self.fresh or self.avoid or self.tried) and self.needs is NO_NEEDS
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it waits, and nothing is under way for it."""
+        return self.waiting and self.opening is None and self.waits_for is None
 
 
 @attrs.frozen(slots=True)

@@ -95,11 +95,11 @@ class MemorySessionCache:
             raise ValueError(f"destination: a Destination is wanted, not {type(destination).__name__}")
         now = self._now()
         pool = self._pool
-        member = None if pool.closed else pool.take(destination, needs, fresh, avoid, now)
+        member = None if fresh or pool.closed else pool.take(destination, needs, avoid, now)
         if member is not None:
             return succeed(self._lease(member, now))
         patience = self._limits.wait_timeout if timeout is None else timeout
-        if patience < 0:
+        if not isinstance(patience, (int, float)) or not 0 <= patience < float("inf"):
             raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
         request = Request(destination, needs, fresh, avoid)
         granted: Deferred[ISession] = Deferred(lambda _: self._cancelled(request))

@@ -193,10 +193,14 @@ class _Attempt:
         connection = self._connection
         evidence = CLEAR
         if self._destination.protocol == "smtps":
-            self._phase = "tls"
-            evidence = await self._handshake(self._timeouts.starttls)
-        self._phase = "greeting"
-        greeting = await self._reply(b"", self._timeouts.greeting)
+            evidence, greeting = await self._handshake(self._timeouts.greeting)
+            self._phase = "greeting"
+            if greeting is None:
+                greeting = await self._dialogue.next_event()
+            assert greeting is not None
+        else:
+            self._phase = "greeting"
+            greeting = await self._reply(b"", self._timeouts.greeting)
         self._check(greeting, 220, "the server does not serve")
         capabilities = await self._hello(evidence)
         if evidence is CLEAR and self._requirement.wants_tls:
@@ -313,19 +317,21 @@ class _Attempt:
         if reply.flaw is not None:
             self._connection.cut("malformed", "a malformed reply to STARTTLS", reply)
             raise self._error("a malformed reply to STARTTLS", reply=reply)
-        self._phase = "tls"
-        return await self._handshake(self._timeouts.starttls)
+        evidence, _ = await self._handshake()
+        return evidence
 
-    async def _handshake(self, limit: float) -> Evidence:
+    async def _handshake(self, greeting: float | None = None) -> tuple[Evidence, Reply | None]:
+        """The evidence, judged already; and where a ``greeting`` is owed, that, if it came in the same read."""
+        self._phase = "tls"
         destination = self._destination
         assert destination.tls_class is not None
         context = self._opener.contexts.get(destination.tls_class, destination.trust_anchors, destination.client_pem)
         event = self._dialogue.next_event()
-        self._connection.start_tls(context, self._requirement.servername, limit)
-        await event
+        self._connection.start_tls(context, self._requirement.servername, self._timeouts.starttls, greeting)
+        reply = await event
         evidence = self._connection.evidence()
         self._judge(evidence)
-        return evidence
+        return evidence, reply
 
     def _judge(self, evidence: Evidence) -> None:
         self._verdict = judge(self._requirement, evidence, self._opener.wall())

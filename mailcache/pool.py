@@ -7,7 +7,8 @@ those who wait are looked after in one order, fresh ones first, then by how long
 
 1. A session that serves (equal key, requirement met, capabilities sufficient) is granted. One that is opened or
    freed goes to the first of all whom it serves, of whatever destination and whomever it was opened for. So nobody
-   waits while an idle session would serve him, and who finds an idle one takes it from nobody.
+   waits while an idle session would serve him, and who finds an idle one takes it from nobody. Only who needs its
+   place and has waited longer has it closed when it is freed, if it has had its turn.
 2. Else, where the limits leave a place, the best endpoint is opened that is neither avoided nor left alone; at a
    limit, the idle session longest unused within that limit makes room.
 3. Else it waits: for a release, an end, or the end of its patience, whose error carries the last real one.
@@ -27,6 +28,7 @@ from collections.abc import Callable
 from mailcache.choosing import choose, may_wait, no_place
 from mailcache.destination import Destination, Endpoint
 from mailcache.limits import Limits
+from mailcache.matching import Matching
 from mailcache.members import (
     IDLE,
     OPENING,
@@ -80,6 +82,7 @@ class Pool:
         self._routes = Routes()
         self._waiting = Queues()
         self._places = Places(limits)
+        self._matching = Matching(self._places, self._waiting, self._routes, wall)
         self._known = self._routes.known
         self._idle = self._places.idle
         self._queues = self._waiting.queues
@@ -102,10 +105,11 @@ class Pool:
 
     # -- a request ---------------------------------------------------------------------------------------------
 
-    def take(
-        self, destination: Destination, needs: Needs, fresh: bool, avoid: frozenset[Endpoint], now: float
-    ) -> Member | None:
-        """Lease an idle session at once, if one serves."""
+    def take(self, destination: Destination, needs: Needs, avoid: frozenset[Endpoint], now: float) -> Member | None:
+        """Lease an idle session at once, if one serves and nothing else is to be decided with it.
+
+        Not for who wants a fresh one: what has been idle, used or not, may be as dead as the last.
+        """
         known = self._known.get(destination)
         if known is None or known.expires_at <= now:
             return None
@@ -114,8 +118,9 @@ class Pool:
             if idle is None or candidate.endpoint in avoid:
                 continue
             for member in reversed(idle):
-                if member.serves(candidate, needs, fresh, now, self._wall) and (
-                    member.destination is destination or self._may_move(member, destination)
+                if member.serves(candidate, needs, now, self._wall) and (
+                    member.destination is destination
+                    or (not self._queues and self._matching.may_move(member, destination))
                 ):
                     self._places.lease(member, destination)
                     self.hits += 1
@@ -134,7 +139,8 @@ class Pool:
         if self._waiting.size > limits.sessions + limits.waiters:
             return [self._turn_away(request, TOO_MANY)]
         actions: list[Action] = []
-        self._serve(request, actions, now)
+        if self._serve(request, actions, now):
+            actions += self._plan(now)
         if self._is_stuck(request):
             if timeout <= 0:
                 actions.append(self._turn_away(request, "none is free"))
@@ -189,7 +195,11 @@ class Pool:
         allowed = [most for most in (limits.max_uses, session.capabilities.mail_max) if most is not None]
         member.max_uses = min(allowed) if allowed else None
         disown(member)
-        return self._offer(member, now) + self._plan(now)
+        first = self._matching.first_served(member, now)
+        if first is None:
+            self._places.park(member, now)
+            return self._plan(now)
+        return [self._grant(first, member), *self._plan(now)]
 
     def failed(self, member: Member, error: DeliveryError, now: float, *, gone: bool) -> list[Action]:
         """Opening ``member`` has failed; ``gone`` says whether no socket of it is left."""
@@ -225,10 +235,17 @@ class Pool:
         if not self._queues:
             self._places.park(member, now)
             return []
-        lender = member.destination
-        actions = self._offer(member, now)
-        if member.destination != lender or (member.state == IDLE and self._places.crowded(member)):
-            # There is a place more, or somebody who can make room.
+        first = self._matching.first_served(member, now)
+        if first is None:
+            self._places.park(member, now)
+            # There may be somebody for whom it makes room.
+            return self._plan(now) if self._places.crowded(member) else []
+        longer = self._matching.who_waited_longer(member, first, now)
+        if longer is not None:
+            claim(longer, member)
+            return [self._evict(member, "room")]
+        actions: list[Action] = []
+        if self._hand_over(member, first, actions):
             actions += self._plan(now)
         return actions
 
@@ -273,41 +290,20 @@ class Pool:
 
     # -- serving -----------------------------------------------------------------------------------------------
 
-    def _may_move(self, member: Member, destination: Destination) -> bool:
-        return member.destination == destination or self._places.room_for(destination)
-
-    def _suits(self, member: Member, request: Request, now: float) -> bool:
-        return (
-            member.candidate.endpoint not in request.avoid
-            and any(
-                member.serves(candidate, request.needs, request.fresh, now, self._wall)
-                for candidate in self._routes.with_session(member, request.destination, now)
-            )
-            and self._may_move(member, request.destination)
-        )
-
-    def _offer(self, member: Member, now: float) -> list[Action]:
-        """Grant ``member`` to the first of all whom it serves, or let it be idle."""
-        first: Request | None = None
-        for queue in self._queues.values():
-            for request in queue:
-                if first is not None and first.number < request.number:
-                    break
-                if self._suits(member, request, now):
-                    first = request
-                    break
-        if first is None:
-            self._places.park(member, now)
-            return []
-        assert member.session is not None
-        if member.session.uses:
-            self.hits += 1
-        else:
-            self.misses[first.miss] += 1
-        self._places.lease(member, first.destination)
-        return [self._grant(first, member)]
+    def _hand_over(self, member: Member, request: Request, actions: list[Action]) -> bool:
+        """Grant ``member``, which somebody else had; gives whether his destination may have one more only now."""
+        lender = member.destination
+        was_full = not self._places.room_for(lender)
+        actions.append(self._grant(request, member))
+        return was_full and self._places.room_for(lender)
 
     def _grant(self, request: Request, member: Member) -> Grant:
+        assert member.session is not None
+        if member.session.uses or member.state == IDLE:
+            self.hits += 1
+        else:
+            self.misses[request.miss] += 1
+        self._places.lease(member, request.destination)
         self._waiting.remove(request)
         return Grant(request, member)
 
@@ -342,66 +338,80 @@ class Pool:
     def _plan(self, now: float) -> list[Action]:
         """What can be done for all who wait, in their order."""
         actions: list[Action] = []
-        done: set[Destination] = set()
-        for request in self._waiting.in_order(done):
-            self._serve(request, actions, now)
-            destination = request.destination
-            if destination in self._routes.resolving or not self._places.room_for(destination):
-                done.add(destination)
+        again = True
+        while again:
+            again = False
+            done: set[Destination] = set()
+            hopeless: set[Destination] = set()
+            for request in self._waiting.in_order(done):
+                destination = request.destination
+                if destination in hopeless and request.plain:
+                    continue
+                again = self._serve(request, actions, now) or again
+                if destination in self._routes.resolving or not self._places.room_for(destination):
+                    done.add(destination)
+                elif request.plain and request.hopeless:
+                    hopeless.add(destination)
         return actions
 
-    def _serve(self, request: Request, actions: list[Action], now: float) -> None:
-        """Grant, open, make room or give up for ``request``; else it waits on."""
+    def _serve(self, request: Request, actions: list[Action], now: float) -> bool:
+        """Grant, open, make room or give up for ``request``; else it waits on.
+
+        :return: whether another destination, whose session it was granted, may have one more only now.
+        """
         destination = request.destination
         candidates = self._routes.candidates(destination, now)
         if candidates is None:
             if destination not in self._routes.resolving:
                 self._routes.resolving.add(destination)
                 actions.append(Resolve(destination))
-            return
-        member = self.take(destination, request.needs, request.fresh, request.avoid, now)
+            return False
+        member = self._matching.idle_for(request, candidates, now)
         if member is not None:
-            actions.append(self._grant(request, member))
-        elif request.opening is None:
+            return self._hand_over(member, request, actions)
+        if request.opening is None:
             self._open_for(request, candidates, actions, now)
+        return False
 
     def _open_for(self, request: Request, candidates: tuple[Candidate, ...], actions: list[Action], now: float) -> None:
-        destination = request.destination
-
-        def make_room_at(endpoint: Endpoint) -> bool:
-            return self._make_room(request, lambda member: member.candidate.endpoint == endpoint, actions)
-
+        destination, places = request.destination, self._places
+        request.short_of = None
         try:
-            candidate = choose(request, candidates, self._places, self.health, now, make_room_at)
+            choice = choose(request, candidates, places, self.health, now)
         except DeliveryError as error:
-            if not may_wait(request, self._places, self._routes, now, self._wall):
+            if not may_wait(request, places, self._routes, now, self._wall):
                 actions.append(self._give_up(request, error))
             return
-        if candidate is None:
+        within: Callable[[Member], bool]
+        if not choice:
             return
-        if not self._places.room_for(destination):
-            self._make_room(request, lambda member: member.destination == destination, actions)
-        elif not self._places.room():
-            self._make_room(request, lambda member: True, actions)
+        if not places.room_for(destination):
+            within = lambda member: member.destination == destination  # noqa: E731
+        elif not isinstance(choice, Candidate):
+            within = lambda member: member.candidate.endpoint in choice  # noqa: E731
+        elif not places.room():
+            within = lambda _: True  # noqa: E731
         else:
-            member = Member(destination, candidate, now)
+            member = Member(destination, choice, now)
             own(request, member)
-            self._places.add(member)
+            places.add(member)
             actions.append(Open(member))
+            return
+        self._make_room(request, within, actions)
 
-    def _make_room(self, request: Request, within: Callable[[Member], bool], actions: list[Action]) -> bool:
-        """Whether ``request`` can wait for the place of one that is being closed, or is now, ``within`` a limit."""
+    def _make_room(self, request: Request, within: Callable[[Member], bool], actions: list[Action]) -> None:
+        """Let ``request`` have the place of one ``within`` a limit that is being closed, or is now."""
         if request.waits_for is not None:
-            return True
+            return
         member = self._places.leaving(within)
         if member is None:
-            return False
+            request.short_of = within
+            return
         if member.state == IDLE:
             actions.append(self._evict(member, "room"))
         claim(request, member)
-        return True
 
 
 def closed_error() -> DeliveryError:
-    """What requests get from a closed cache."""
-    return DeliveryError("the cache is closed", phase="waiting", retriable=False)
+    """What requests get from a closed cache. A message is none the worse for it: later, or elsewhere, it may go."""
+    return DeliveryError("the cache is closed", phase="waiting")

@@ -175,8 +175,8 @@ class Session:
     # -- lending -----------------------------------------------------------------------------------------------
 
     def returned(self, uses: int, rset_due: bool) -> None:
-        """Somebody else has had the conversation meanwhile, and says how it stands."""
-        self.uses = max(self.uses, uses)
+        """Somebody else has had the conversation meanwhile, with so many uses."""
+        self.uses += uses
         self.rset_due = rset_due
 
     # -- its end -----------------------------------------------------------------------------------------------

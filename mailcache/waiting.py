@@ -87,12 +87,14 @@ def own(request: Request, opening: Member) -> None:
     if request.waits_for is not None:
         disown(request.waits_for)
     request.opening = opening
+    request.short_of = None
     opening.request = request
 
 
 def claim(request: Request, leaving: Member) -> None:
     """``request`` waits for the place of ``leaving``."""
     request.waits_for = leaving
+    request.short_of = None
     leaving.request = request
 
 

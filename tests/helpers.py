@@ -10,9 +10,10 @@ from functools import cache as once
 from typing import Any
 
 from OpenSSL import SSL
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase as TestCase
+from zope.interface import implementer
 
 from mailcache import (
     Credentials,
@@ -22,12 +23,17 @@ from mailcache import (
     Envelope,
     Limits,
     MemorySessionCache,
+    RemoteSessionCache,
     Timeouts,
     TLSPolicy,
     UncertainDelivery,
     deliver,
 )
-from mailcache.testing import Authority, Fault, Issued, MemoryReactor, SMTPServer
+from mailcache.destination import Endpoint
+from mailcache.interfaces import IRouter
+from mailcache.remote.keeper import Keeper
+from mailcache.routing.route import Hop, Route
+from mailcache.testing import Authority, Fault, Issued, MemoryPairs, MemoryReactor, SMTPServer
 from mailcache.tls import Contexts, TLSLayer
 from mailcache.trust.evidence import Evidence, TLSClass
 
@@ -82,6 +88,11 @@ class Outcome:
         return value.value if isinstance(value, Failure) else value
 
 
+def memory_cache(reactor: MemoryReactor, limits: Limits | None, timeouts: Timeouts | None, router: Any) -> Any:
+    """The cache under test unless a test says otherwise."""
+    return MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds)
+
+
 class Bed:
     """A cache and a scripted server with STARTTLS on a network in memory; deliveries go to it at level "verify"."""
 
@@ -95,14 +106,21 @@ class Bed:
         router: Any = None,
         tls: TLSPolicy | None = None,
         server: dict[str, Any] | None = None,
+        make_cache: Callable[..., Any] = memory_cache,
         **destination: Any,
     ) -> None:
         self.reactor = MemoryReactor(latency=latency)
-        settings: dict[str, Any] = {"certificate": certificate(), **(server or {})}
-        self.server = SMTPServer(self.reactor, faults=faults, **settings)
-        self.server.listen(PORT)
-        self.cache = MemorySessionCache(self.reactor, limits, timeouts, router, clock=self.reactor.seconds)
+        self.servers: list[SMTPServer] = []
+        self.server = self.add_server(faults=faults, **(server or {}))
+        self.cache = make_cache(self.reactor, limits, timeouts, router)
         self.destination = self.to(f"[127.0.0.1]:{PORT}", tls=tls, **destination)
+
+    def add_server(self, port: int = PORT, interface: str = "127.0.0.1", **settings: Any) -> SMTPServer:
+        """One more server on this network."""
+        server = SMTPServer(self.reactor, **{"certificate": certificate(), **settings})
+        server.listen(port, interface)
+        self.servers.append(server)
+        return server
 
     def to(self, next_hop: str, *, tls: TLSPolicy | None = None, **more: Any) -> Destination:
         return Destination(next_hop, tls=tls if tls is not None else verifying(), **more)
@@ -133,6 +151,10 @@ class Bed:
     def acquire(self, destination: Destination | None = None, **more: Any) -> Outcome:
         return Outcome(self.cache.acquire(destination if destination is not None else self.destination, **more))
 
+    def send(self, lease: Any, content: Any = SMALL) -> Outcome:
+        """Begin a transaction on a leased session."""
+        return Outcome(lease.send(Envelope("a@example.com", ["b@example.com"]), content))
+
     def statistics(self) -> dict[str, Any]:
         return dict(self.finish(Outcome(self.cache.statistics())))
 
@@ -141,10 +163,82 @@ class Bed:
         now = self.statistics()
         return now["leased"], now["idle"], now["opening"], now["waiting"]
 
+    def end(self) -> Deferred[None]:
+        """Begin to close the cache."""
+        ended: Deferred[None] = self.cache.close()
+        return ended
+
     def close(self) -> None:
         """Close the cache; nothing may be left of it."""
-        self.finish(Outcome(self.cache.close()), 60.0)
+        self.finish(Outcome(self.end()), 60.0)
         assert self.counts() == (0, 0, 0, 0), self.counts()
+
+
+KEEPER = "/run/mailcache/mailcache.sock"
+
+
+class KeeperBed(Bed):
+    """The same with a keeper in between: ``cache`` is a borrower's, and ``kept`` the keeper's."""
+
+    pairs: MemoryPairs
+    kept: MemorySessionCache
+    keeper: Keeper
+
+    def __init__(self, *, borrower: dict[str, Any] | None = None, **settings: Any) -> None:
+        self._borrower = dict(borrower or {})
+        super().__init__(make_cache=self._make_cache, **settings)
+
+    def _make_cache(
+        self, reactor: MemoryReactor, limits: Limits | None, timeouts: Timeouts | None, router: Any
+    ) -> RemoteSessionCache:
+        self.pairs = MemoryPairs(reactor)
+        self.kept = MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds)
+        self.keeper = Keeper(reactor, self.kept, self.pairs)
+        reactor.listenUNIX(KEEPER, self.keeper)
+        self._borrower.setdefault("timeouts", timeouts)
+        self._borrower.setdefault("wait_timeout", (limits or Limits()).wait_timeout)
+        self.reactor = reactor
+        return self.borrower()
+
+    def borrower(self, **settings: Any) -> RemoteSessionCache:
+        """One more borrower of the keeper."""
+        settings = {**self._borrower, **settings}
+        clock = self.reactor.seconds
+        return RemoteSessionCache(self.reactor, f"unix:{KEEPER}", pairs=self.pairs, clock=clock, **settings)
+
+    def end(self) -> Deferred[None]:
+        """The borrower's cache is closed, then the keeper's."""
+        return super().end().addCallback(lambda _: self.keeper.close())
+
+    def close(self) -> None:
+        super().close()
+        kept = self.finish(Outcome(self.kept.statistics()))
+        assert not any(kept[name] for name in ("leased", "idle", "opening", "waiting")), kept
+        assert self.reactor.descriptors == {}, self.reactor.descriptors
+
+
+@implementer(IRouter)
+class TableRouter:
+    """Routes from a table, by the name of the next hop; no answer at all for names in ``silent``."""
+
+    def __init__(self, **table: Sequence[Hop]) -> None:
+        self.table = {f"{name}.example": tuple(hops) for name, hops in table.items()}
+        self.silent: set[str] = set()
+        self.asked: list[str] = []
+
+    def route(self, destination: Destination) -> Deferred[Route]:
+        name = destination.hop.name
+        self.asked.append(name)
+        if name in self.silent:
+            return Deferred()
+        if name not in self.table:
+            return fail(DeliveryError(f"no route to {name}", phase="routing"))
+        return succeed(Route(self.table[name], 60))
+
+
+def hop(host: str = "mx.example.com", port: int = PORT, address: str = "127.0.0.1") -> Hop:
+    """A hop of a route."""
+    return Hop(Endpoint("smtp", address, port), host)
 
 
 def verdict_of(value: Any) -> str:

@@ -85,6 +85,7 @@ class World:
         self.routes: dict[Destination, tuple[Route, float]] = {}
         self.expiry: dict[Member, float] = {}
         self.closed_for: dict[Member, str] = {}
+        self.new: Member | None = None
         self._todo: deque[Action] = deque()
         self._busy = False
 
@@ -101,7 +102,7 @@ class World:
     ) -> Request:
         """What a cache's acquire() does."""
         request = Request(destination, needs, fresh, avoid)
-        member = None if self.pool.closed else self.pool.take(destination, needs, fresh, avoid, self.now)
+        member = None if fresh or self.pool.closed else self.pool.take(destination, needs, avoid, self.now)
         self.pending.append(request)
         if member is not None:
             self._granted(request, member)
@@ -168,6 +169,7 @@ class World:
         self.spread = spread
         self.expiry[member] = self.now + self.limits.max_age * (1 + 0.2 * spread)
         self.idle.append(member)
+        self.new = member
         self.do(self.pool.opened(member, FakeSession(capabilities, evidence), self.now))
 
     def fail(self, member: Member, error: DeliveryError | None = None, *, gone: bool = True) -> None:
@@ -209,6 +211,7 @@ class World:
         while self._todo:
             self._do(self._todo.popleft())
         self._busy = False
+        self.new = None
         self.check()
 
     def _do(self, action: Action) -> None:
@@ -278,7 +281,7 @@ class World:
             return "another key"
         if endpoint in request.avoid:
             return "an endpoint to avoid"
-        if request.fresh and session.uses:
+        if request.fresh and member is not self.new:
             return "not fresh"
         if request.needs.unmet_by(session.capabilities) is not None:
             return "needs that are not met"

@@ -56,6 +56,7 @@ class NextHops(SynchronousTestCase):
             ("unix:/run/lmtp", "unix", "/run/lmtp", None),
             ("unix:/run/Mixed Case.", "unix", "/run/Mixed Case.", None),
             ("unix:/run/\xe4", "unix", "/run/\xe4", None),
+            (f"unix:/{'a' * 106}", "unix", f"/{'a' * 106}", None),
         ):
             hop = NextHop.parse(text, 25)
             self.assertEqual((hop.kind, hop.name, hop.port), (kind, name, port), text)
@@ -76,6 +77,14 @@ class NextHops(SynchronousTestCase):
         ):
             self.assertNotEqual(NextHop.parse(one, 25), NextHop.parse(other, 25))
             self.assertNotEqual(Destination(one), Destination(other))
+
+    def test_endpoints_are_told_in_words(self) -> None:
+        for endpoint, text in (
+            (Endpoint("smtp", "192.0.2.1", 25), "smtp:[192.0.2.1]:25"),
+            (Endpoint("smtps", "fe80::1%lo", 465), "smtps:[fe80::1%lo]:465"),
+            (Endpoint("lmtp", "/run/lmtp", None), "lmtp:unix:/run/lmtp"),
+        ):
+            self.assertEqual(str(endpoint), text)
 
     def test_the_port_is_the_protocols(self) -> None:
         for protocol, tls, port in (("smtp", "may", 25), ("smtps", "encrypt", 465), ("lmtp", "may", 24)):
@@ -339,6 +348,71 @@ class ContentOfFiles(SynchronousTestCase):
         for content in (first, second) * 20:
             Path(path).write_bytes(content)
             self.assertEqual(self.trusting(path).trust_anchors, content)
+
+
+class OnBehalf(SynchronousTestCase):
+    """A keeper's destinations: the same, for one of its users, with what only that user could read."""
+
+    endpoint = Endpoint("smtp", "192.0.2.1", 25)
+
+    def test_are_the_users_alone(self) -> None:
+        where = Destination("[192.0.2.1]", credentials=Credentials("user", "secret"))
+        keys = {where.key(self.endpoint)}
+        for uid in (0, 1000, 1001):
+            other = where.on_behalf(uid, None, None)
+            self.assertEqual((other.identity.uid, other.hop, other.tls), (uid, where.hop, where.tls))
+            self.assertEqual(other, where.on_behalf(uid, None, None))
+            self.assertEqual(hash(other), hash(where.on_behalf(uid, None, None)))
+            keys.add(other.key(self.endpoint))
+        self.assertEqual(len(keys), 4)
+        self.assertEqual(where.on_behalf(None, None, None), where)
+        self.assertEqual(where.identity.uid, None)
+
+    def test_have_the_content_of_files(self) -> None:
+        """As if the file had been named."""
+        pem, client = ONE.certificate_pem, CLIENT.private_pem
+        named = Destination(
+            "[192.0.2.1]",
+            tls=TLSPolicy("verify", ca_file=stored(self, pem)),
+            client_certificate=stored(self, client),
+        )
+        given_content = Destination("[192.0.2.1]", tls=TLSPolicy("verify")).on_behalf(None, pem, client)
+        self.assertEqual(given_content.key(self.endpoint), named.key(self.endpoint))
+        self.assertEqual((given_content.trust_anchors, given_content.client_pem), (pem, client))
+        for anchors, own in (
+            (OTHER.certificate_pem, client),
+            (pem, OTHER_CLIENT.private_pem),
+            (None, client),
+            (pem, None),
+        ):
+            other = Destination("[192.0.2.1]", tls=TLSPolicy("verify")).on_behalf(None, anchors, own)
+            self.assertNotEqual(other.key(self.endpoint), named.key(self.endpoint))
+            self.assertNotEqual(other, given_content)
+        clear = Destination("[192.0.2.1]", tls=TLSPolicy("none"))
+        self.assertIsNone(clear.on_behalf(1, pem, None).tls_class)
+
+    def test_take_no_pem_that_can_not_be_used(self) -> None:
+        where = Destination("[192.0.2.1]", tls=TLSPolicy("verify"))
+        pem, client = ONE.certificate_pem, CLIENT.private_pem
+        for anchors, own in (
+            (b"", None),
+            (b"garbage", None),
+            (pem[:-30], None),
+            (None, b""),
+            (None, CLIENT.key_pem),
+            (None, CLIENT.certificate_pem),
+            (pem, OTHER_CLIENT.key_pem + CLIENT.certificate_pem),
+            (client[:100], client),
+        ):
+            error = self.assertRaises(ValueError, where.on_behalf, 1, anchors, own)
+            self.assertIn("PEM that can't be used: ", str(error))
+            self.assertNotIn("PRIVATE", str(error))
+
+    def test_show_no_secret(self) -> None:
+        where = Destination("[192.0.2.1]", credentials=Credentials("user", "c4n4ry"))
+        text = repr(where.on_behalf(1, ONE.certificate_pem, CLIENT.private_pem))
+        self.assertNotIn("c4n4ry", text)
+        self.assertNotIn("-----BEGIN", text)
 
 
 class Defaults(SynchronousTestCase):

@@ -30,6 +30,7 @@ def rows() -> Iterator[dict[str, str]]:
 class MatrixTests(SynchronousTestCase):
     """One test for each row, made below."""
 
+    make_bed: type[Bed] = Bed
     refuses_rset = False
 
     def bed(self, row: dict[str, str], transaction: int) -> Bed:
@@ -39,7 +40,7 @@ class MatrixTests(SynchronousTestCase):
         settings: dict[str, Any] = {}
         if point == "auth":
             settings = {"credentials": CREDENTIALS, "server": {"users": {"user": CREDENTIALS.password}}}
-        return Bed(faults=[fault], timeouts=SHORT, **settings)
+        return self.make_bed(faults=[fault], timeouts=SHORT, **settings)
 
     def check_verdict(self, bed: Bed, row: dict[str, str], value: Any, connections_before: int) -> None:
         expected = row["message"]
@@ -124,7 +125,7 @@ class MatrixTests(SynchronousTestCase):
         if reused:
             bed.deliver(sender="first@example.com")
         self.check_verdict(bed, row, bed.deliver(sender=PROBE), 0)
-        bed.cache.close()
+        bed.end()
         bed.reactor.run_for(SHORT.quit + 0.5)
         self.assertEqual(bed.counts(), (0, 0, 0, 0))
         self.finish(bed)

@@ -116,7 +116,7 @@ class WhatIsNeeded(SynchronousTestCase):
 
 class FromBytes(SynchronousTestCase):
     def test_is_one_write_where_it_is_small(self) -> None:
-        for data in (b"", b"a", b"a\r\n", b".\r\n", b"x" * (CHUNK - 2)):
+        for data in (b"", b"a", b"a\r\n", b".\r\n", b"x" * (CHUNK - 2), b"x" * CHUNK):
             content = BytesContent(data)
             self.assertEqual(content.whole(), encode(data))
             self.assertEqual(b"".join(content.chunks()), encode(data))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectBindError
 from twisted.logger import eventAsText, globalLogPublisher
@@ -282,6 +283,31 @@ class ImplicitTLS(Case):
                 self.assertEqual(verdict_of(bed.deliver()), "SENT")
             self.assertEqual((bed.server.connection_count, bed.server.handshake_count), (1, 1))
             bed.close()
+
+    def test_the_greeting_may_come_with_the_last_of_the_handshake(self) -> None:
+        """As it does with TLS 1.2, where the server finishes last."""
+        issued = authority().issue()
+        issued.server_creator().context.set_max_proto_version(SSL.TLS1_2_VERSION)
+        for kind, words in ((None, "SENT"), ("split", "SENT"), ("4xx", "greeting"), ("garbage", "tls"), ("dup", "tls")):
+            faults = [] if kind is None else [Fault("banner", kind)]
+            bed = Bed(protocol="smtps", server={"implicit_tls": True, "certificate": issued}, faults=faults)
+            value = bed.deliver()
+            if words == "SENT":
+                self.assertEqual((verdict_of(value), value.session.tls[:7]), ("SENT", "TLSv1.2"))
+            else:
+                self.assertEqual((verdict_of(value), value.phase), ("NEXT", words))
+            bed.close()
+
+    def test_the_greeting_has_its_own_time(self) -> None:
+        bed = Bed(
+            protocol="smtps",
+            server={"implicit_tls": True},
+            faults=[Fault("banner", "silence")],
+            timeouts=Timeouts(starttls=5, greeting=20),
+        )
+        began = bed.reactor.seconds()
+        error = bed.deliver()
+        self.assertEqual((error.phase, round(bed.reactor.seconds() - began)), ("greeting", 20))
 
     def test_failures_have_their_phase(self) -> None:
         implicit = {"implicit_tls": True}

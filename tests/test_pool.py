@@ -131,26 +131,38 @@ class FreshTests(SynchronousTestCase):
         self.assertEqual(world.got(request).session.uses, 0)
         self.assertEqual(dict(world.pool.misses), {"route": 1, "fresh": 1})
 
-    def test_a_fresh_request_takes_an_idle_session_that_was_never_used(self) -> None:
+    def test_a_fresh_request_gets_no_session_that_was_kept_although_it_was_never_used(self) -> None:
         world = World()
-        member = world.serve(ONE)
-        world.release(member, uses=0)
-        self.assertIs(world.got(world.ask(ONE, fresh=True)), member)
+        world.release(world.serve(ONE), uses=0)
+        self.assertNotIn(world.ask(ONE, fresh=True), world.ended)
+        self.assertEqual(len(world.openings), 1)
+
+    def test_a_fresh_request_takes_whatever_is_opened_next_whomever_that_is_for(self) -> None:
+        world = World(sessions_per_endpoint=1)
+        plain = world.ask(ONE)
+        world.resolve(ONE, A)
+        fresh = world.ask(ONE, fresh=True)
+        world.open(world.openings[0])
+        self.assertIn(fresh, world.ended)
+        self.assertNotIn(plain, world.ended)
 
     def test_fresh_requests_go_before_all_who_wait_and_keep_their_order(self) -> None:
         world = World(sessions_per_endpoint=1)
         for destination in (ONE, TWO):
             world.ask(destination)
             world.resolve(destination, A)
-        plain = world.pending[1]
+        earlier, later = world.pending
         first, second, third = world.ask(TWO, fresh=True), world.ask(ONE, fresh=True), world.ask(TWO, fresh=True)
-        member = world.openings[0]
-        world.open(member)
         for request in (first, second, third):
+            member = world.openings[0]
+            world.open(member)
             self.assertIs(world.got(request), member)
-            world.release(member, uses=0)
-        self.assertIs(world.ended[world.leases[member]], member)
-        self.assertNotIn(plain, (first, second, third))
+            world.release(member)
+            if request is not third:
+                self.assertEqual(world.closed_for[member], "room")
+                world.vanish(member)
+        self.assertIs(world.got(earlier), member)
+        self.assertEqual(world.pending, [later])
 
     def test_who_comes_while_only_fresh_ones_wait_takes_an_idle_session(self) -> None:
         world = World(sessions_per_destination=1)
@@ -461,7 +473,7 @@ class EndTests(SynchronousTestCase):
         lookup = world.ask(THREE)
         world.close()
         for waiting in (request, lookup, world.ask(ONE)):
-            self.assertEqual((world.error(waiting).phase, world.error(waiting).retriable), ("waiting", False))
+            self.assertEqual((world.error(waiting).phase, world.error(waiting).retriable), ("waiting", True))
         self.assertEqual(world.closed_for, {idle: "closing", opening: "closing"})
         world.release(leased)
         self.assertEqual(world.closed_for[leased], "closing")

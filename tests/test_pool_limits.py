@@ -170,6 +170,70 @@ class MakingRoomTests(SynchronousTestCase):
         self.assertEqual(world.closed_for, {member: "room"})
 
 
+class TurnTests(SynchronousTestCase):
+    """A busy stream at a limit that another waits for too."""
+
+    def test_a_session_has_its_turn_before_it_makes_room_for_one_who_has_waited_longer(self) -> None:
+        world = World(sessions=1)
+        member = world.serve(ONE, A)
+        other = world.ask(as_user("anne"))
+        world.resolve(as_user("anne"), A)
+        for _ in range(3):
+            later = world.ask(ONE)
+            world.pass_time(0.3)
+            world.release(member)
+            self.assertIs(world.got(later), member)
+        later = world.ask(ONE)
+        world.pass_time(0.2)
+        world.release(member)
+        self.assertEqual(world.closed_for, {member: "room"})
+        world.vanish(member)
+        world.open(world.openings[0])
+        self.assertIn(other, world.ended)
+        self.assertNotIn(later, world.ended)
+
+    def test_it_makes_room_for_nobody_who_came_later(self) -> None:
+        world = World(sessions=1)
+        member = world.serve(ONE, A)
+        world.pass_time(5)
+        earlier = world.ask(ONE)
+        world.ask(as_user("anne"))
+        world.resolve(as_user("anne"), A)
+        world.release(member)
+        self.assertIs(world.got(earlier), member)
+
+    def test_it_makes_room_for_nobody_whom_that_would_not_help(self) -> None:
+        world = World(sessions_per_endpoint=1)
+        world.serve(TWO, B)
+        member = world.serve(ONE, A)
+        world.pass_time(5)
+        world.ask(as_user("anne"))
+        world.resolve(as_user("anne"), B)
+        later = world.ask(ONE)
+        world.release(member)
+        self.assertIs(world.got(later), member)
+
+    def test_one_session_only_makes_room_for_one_who_waits(self) -> None:
+        world = World(sessions=2)
+        members = [world.serve(ONE, A), world.serve(ONE, A)]
+        world.pass_time(5)
+        world.ask(as_user("anne"))
+        world.resolve(as_user("anne"), A)
+        for _ in range(2):
+            world.ask(ONE)
+        for member in members:
+            world.release(member)
+        self.assertEqual(world.closed_for, {members[0]: "room"})
+
+    def test_a_fresh_request_does_not_wait_for_the_end_of_a_turn(self) -> None:
+        world = World(sessions_per_destination=1)
+        member = world.serve(ONE)
+        world.ask(ONE)
+        world.ask(ONE, fresh=True)
+        world.release(member)
+        self.assertEqual(world.closed_for, {member: "room"})
+
+
 class HowLongTests(SynchronousTestCase):
     def test_an_idle_session_ends_after_the_idle_time_of_its_kind_of_next_hop(self) -> None:
         for destination, seconds in ((ONE, 5), (to("[mail.example]"), 30)):
@@ -293,13 +357,12 @@ class WaitersTests(SynchronousTestCase):
         self.assertIn("554", str(world.error(request)))
 
     def test_the_error_of_one_who_waited_carries_that_of_others_if_he_has_none(self) -> None:
-        world = World(sessions_per_destination=2)
-        world.serve(ONE, A)
-        world.ask(ONE)
+        world = self.full()
+        world.ask(as_user("anne"))
+        world.resolve(as_user("anne"), A)
         refused = failure("greeting", code=421)
         world.fail(world.openings[0], refused)
         late = world.ask(ONE, timeout=1)
-        world.ask(ONE)
         world.pass_time(1)
         self.assertIs(world.error(late).__cause__, refused)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Iterator
+from unittest import mock
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -17,7 +19,8 @@ from mailcache import tls
 from mailcache.testing import Authority
 from mailcache.tls import Contexts, TLSFailed, TLSLayer
 from mailcache.trust.evidence import TLSClass
-from tests.helpers import TLSServer, layer, shake_hands
+from tests.helpers import TLSServer, layer, shake_hands, stored
+from tests.trust.crafted import crafted, intermediate
 
 OURS = Authority()
 ISSUED = OURS.issue(("mx.test",))
@@ -141,6 +144,21 @@ class Handshakes(SynchronousTestCase):
         error = self.assertRaises(TLSFailed, client.received, server.outgoing())
         self.assertIn("handshake failure", str(error))
 
+    def test_a_client_certificate_comes_with_its_chain(self) -> None:
+        """The server knows the root alone."""
+        between = intermediate(OURS, 50)
+        client_pair = crafted(OURS, None, "client", under=between)
+        demanding = context()
+        store = demanding.get_cert_store()
+        assert store is not None
+        store.add_cert(tls.certificates(OURS.certificate_pem)[0])
+        demanding.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT)
+        server = TLSServer(demanding)
+        shake_hands(layer(client_certificate=client_pair.private_pem), server)
+        certificate = server.ssl.get_peer_certificate()
+        assert certificate is not None
+        self.assertEqual(certificate.to_cryptography(), client_pair.certificate)
+
     def test_no_session_is_resumed(self) -> None:
         """A session made for one client's certificate or one verdict must not carry over to another handshake."""
         kind = TLSClass(None, "TLSv1.2", None, None)
@@ -213,6 +231,7 @@ class PlainText(SynchronousTestCase):
         for size in (0, 1, 100, 16_383, 16_384, 16_385, 65_536, 200_000, 3_000_000):
             content = bytes(range(256)) * (size // 256) + b"y" * (size % 256)
             data = client.encrypt(content)
+            self.assertIsInstance(data, bytes)
             server.received = b""
             server.take(data)
             self.assertEqual(server.received, content)
@@ -418,6 +437,14 @@ class SharedContexts(SynchronousTestCase):
         self.assertIs(contexts.get(kinds[0], OURS.certificate_pem, None), made[0])
         self.assertIs(contexts.get(kinds[2], OURS.certificate_pem, None), made[2])
         self.assertIsNot(contexts.get(kinds[1], OURS.certificate_pem, None), made[1])
+
+    def test_trust_the_platforms_anchors_where_none_are_given(self) -> None:
+        """Which OpenSSL finds, here through its environment variable."""
+        for pem, error in ((OURS.certificate_pem, None), (Authority("x").certificate_pem, "self signed cert in chain")):
+            with mock.patch.dict(os.environ, SSL_CERT_FILE=stored(self, pem)):
+                client, server = layer(None, "mx.test"), TLSServer(context())
+            shake_hands(client, server)
+            self.assertEqual(client.evidence().chain_error, error)
 
     def test_trust_what_they_are_given_and_nothing_else(self) -> None:
         other = Authority("other")

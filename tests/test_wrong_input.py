@@ -277,6 +277,18 @@ class WrongInput(SynchronousTestCase):
             ]
         )
 
+    def test_names_must_be_given(self) -> None:
+        """What stands second or third is a guess."""
+        self.check(
+            [
+                (lambda: TLSPolicy("verify", "/etc/ca.pem"), ["positional argument"]),
+                (lambda: Destination("example.com", "lmtp"), ["positional argument"]),
+                (lambda: Envelope("a@example.com", [RECIPIENT], True), ["positional argument"]),
+                (lambda: MemorySessionCache(MemoryReactor(), None, None, None, None), ["positional argument"]),
+            ],
+            TypeError,
+        )
+
     def test_pem_files(self) -> None:
         """Both kinds of PEM files, each for itself."""
         pair = ONE.issue(client=True)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 import time
-from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
-import attrs
-from twisted.internet.defer import Deferred, succeed
-from twisted.internet.endpoints import clientFromString, connectProtocol
-from twisted.internet.protocol import connectionDone
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.logger import Logger
-from twisted.protocols import amp
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mailcache.connection import Connection, Cut
-from mailcache.destination import Destination, Endpoint, SessionKey
+from mailcache.destination import Destination, Endpoint
 from mailcache.interfaces import IPairs, ISession, ISessionCache
 from mailcache.lease import Lease
 from mailcache.limits import Limits, Timeouts
@@ -27,21 +20,14 @@ from mailcache.memory import MemorySessionCache
 from mailcache.message import NO_NEEDS, Needs
 from mailcache.pool import closed_error
 from mailcache.remote import codec, commands
+from mailcache.remote.asking import Asked, Queue, Waiter, Waiting
+from mailcache.remote.borrowed import LINGER, Borrowed
 from mailcache.remote.codec import Granted, MalformedError, Released
+from mailcache.remote.link import PING_PATIENCE, Link
 from mailcache.remote.pairs import SocketPairs
 from mailcache.result import DeliveryError
 from mailcache.session import Session
 from mailcache.ticker import Ticker
-from mailcache.trust.judge import Verdict
-
-LINGER, LINGER_UNUSED = 0.05, 0.01
-"""Seconds that a freed lease stays with its borrower: in all, and without use. They bound what others wait for it."""
-
-PING_EVERY, PING_PATIENCE = 0.3, 1.0
-"""Seconds between calls that show the keeper alive, and for their answer."""
-
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-"""Seconds until a keeper that was not there is looked for again: doubled each time, up to the second, and spread."""
 
 TICK, LINGER_TICK = 0.1, 0.005
 """Seconds between looks at deadlines, and at what lingers while anything does."""
@@ -58,68 +44,6 @@ FALLBACK_LIMITS = Limits(sessions_per_destination=1, sessions_per_endpoint=1, id
 DEFAULT_FALLBACK: Any = object()
 
 
-class BorrowedConnection(Connection):
-    """A connection over a pair: it counts its bytes, as the keeper does."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.sent = 0
-        self.received = 0
-
-    def dataReceived(self, data: bytes) -> None:
-        self.received += len(data)
-        super().dataReceived(data)
-
-    def _send(self, data: bytes) -> None:
-        self.sent += len(data)
-        super()._send(data)
-
-
-class _Borrowed:
-    """A session of the keeper as this borrower knows it: its pair, and the lease of it, if one is held."""
-
-    __slots__ = ("connection", "destination", "granted_at", "lease_number", "linger_until", "number", "session")
-
-    def __init__(self, number: int, session: Session, connection: BorrowedConnection) -> None:
-        self.number = number
-        self.session = session
-        self.connection = connection
-        self.destination: Destination | None = None
-        self.lease_number = 0
-        self.granted_at = 0.0
-        self.linger_until = 0.0
-
-
-@attrs.define(eq=False)
-class _Waiter:
-    """Somebody who wants a session."""
-
-    destination: Destination
-    needs: Needs
-    fresh: bool
-    avoid: frozenset[Endpoint]
-    patience: float
-    granted: Deferred[ISession] = attrs.field(init=False)
-    instead: Deferred[ISession] | None = None
-
-    @property
-    def particular(self) -> bool:
-        """Whether not just any session of the destination will do."""
-        return self.fresh or bool(self.avoid) or self.needs is not NO_NEEDS
-
-
-class _Link(amp.AMP):
-    """The borrower's end of the link with the keeper."""
-
-    def __init__(self, on_lost: Callable[[_Link], None]) -> None:
-        super().__init__()
-        self._on_lost = on_lost
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        super().connectionLost(reason)
-        self._on_lost(self)
-
-
 @implementer(ISessionCache)
 class RemoteSessionCache:
     """Sessions of a keeper process, shared with all its borrowers.
@@ -128,6 +52,9 @@ class RemoteSessionCache:
     :param timeouts: how long servers may take within a transaction.
     :param fallback: an `ISessionCache` for while there is no keeper; by default a cache in memory with one session
         for each destination, kept briefly. ``None`` is for where a provider's limit is strict: deliveries fail then.
+    :param wait_timeout: seconds to wait for a place where limits leave none.
+    :param linger: seconds that a freed lease may stay here for the next message, which bounds what others wait for it.
+    :param pairs: adopts the pairs; ``None`` is socket pairs of ``reactor``.
     :param clock: gives monotonic seconds; ``None`` is `time.monotonic`.
     """
 
@@ -141,35 +68,30 @@ class RemoteSessionCache:
         timeouts: Timeouts | None = None,
         fallback: Any = DEFAULT_FALLBACK,
         wait_timeout: float = Limits().wait_timeout,
+        linger: float = LINGER,
         pairs: IPairs | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
+        if timeouts is not None and not isinstance(timeouts, Timeouts):
+            raise ValueError(f"timeouts: a Timeouts object is wanted, not {type(timeouts).__name__}")
         self.clock = reactor
         self._reactor = reactor
-        self._endpoint = clientFromString(reactor, endpoint)
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._wait_timeout = wait_timeout
+        self._linger = linger
         self._pairs = pairs if pairs is not None else SocketPairs(reactor)
         self._now = clock if clock is not None else time.monotonic
         if fallback is DEFAULT_FALLBACK:
             fallback = MemorySessionCache(reactor, FALLBACK_LIMITS, self._timeouts, clock=clock)
         self._fallback = fallback
         self._fallbacks = 0
-        self._hits = 0
-        self._link: _Link | None = None
-        self._connecting: Deferred[Any] | None = None
-        self._pause = FIRST_PAUSE
-        self._spread: Callable[[], float] = lambda: random.uniform(0.8, 1.2)  # noqa: S311  (no secret depends on it)
-        self._not_before = 0.0
-        self._ping_sent = 0.0
-        self._pinging = False
-        self._waiting: dict[Destination, deque[_Waiter]] = {}
-        self._requests: dict[int, _Waiter | Destination] = {}
-        self._next_request = 1
-        self._borrowed: dict[int, _Borrowed] = {}
-        self._leased: set[_Borrowed] = set()
-        self._lingering: dict[_Borrowed, None] = {}
-        self._connections: set[Connection] = set()
+        self._handed_on = 0
+        self._link = Link(reactor, endpoint, self._pairs, self._now, self._linked, self._without_keeper)
+        self._waiting = Waiting()
+        self._borrowed: dict[int, Borrowed] = {}
+        self._leased: set[Borrowed] = set()
+        self._lingering: dict[Borrowed, None] = {}
+        self._open: set[Borrowed] = set()
         self._encoded: dict[Destination, bytes] = {}
         self._ticker = Ticker(reactor, TICK, self._tick)
         self._linger_ticker = Ticker(reactor, LINGER_TICK, self._tick_lingering)
@@ -193,38 +115,59 @@ class RemoteSessionCache:
         patience = self._wait_timeout if timeout is None else timeout
         if patience < 0:
             raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
-        waiter = _Waiter(destination, needs, fresh, avoid, patience)
-        waiter.granted = Deferred(lambda _: self._withdraw(waiter))
+        waiter = Waiter(destination, needs, fresh, avoid, self._now() + patience)
+        waiter.granted = Deferred(lambda _: self._cancelled(waiter))
         if self._closing:
             waiter.granted.errback(Failure(closed_error()))
             return waiter.granted
         for borrowed in self._lingering:
-            if self._suits(borrowed, waiter):
+            if waiter.takes(borrowed):
                 del self._lingering[borrowed]
-                return succeed(self._lease(borrowed))
+                return succeed(self._hand_on(borrowed))
+        if not self._link.want():
+            self._fall_back(waiter)
+            return waiter.granted
         self._ticker.start()
-        self._queue(waiter)
+        queue = self._waiting.add(waiter)
+        if self._link.up:
+            self._ask(queue)
         return waiter.granted
 
     def statistics(self) -> Deferred[dict[str, Any]]:
-        if self._link is None:
-            return self._own_counts({})
-        asked: Deferred[dict[str, Any]] = self._link.callRemote(commands.Statistics)
-        asked.addCallback(lambda answer: json.loads(answer["counts"]))
-        return asked.addErrback(lambda _: {}).addCallback(self._own_counts)
+        """The keeper's counts with this borrower's: sessions handed on here, and those of the fallback, are in them."""
+        nothing: dict[str, Any] = {}
+        parts: list[Deferred[dict[str, Any]]] = []
+        if self._link.up:
+            keepers = self._link.call(commands.Statistics).addTimeout(PING_PATIENCE, self._reactor)
+            parts.append(keepers.addCallbacks(lambda answer: json.loads(answer["counts"]), lambda _: nothing))
+        if self._fallback is not None:
+            parts.append(self._fallback.statistics())
+        return gatherResults(parts).addCallback(self._sum)
 
-    def _own_counts(self, keepers: dict[str, Any]) -> Any:
-        own = {
-            "leased": len(self._leased),
-            "idle": 0,
+    def _sum(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
+        # What lingers is leased, as the keeper knows, and nobody uses it; who has not asked yet it does not know.
+        lingering = len(self._lingering) if self._link.up else 0
+        total: dict[str, Any] = {
+            "leased": -lingering,
+            "idle": lingering,
             "opening": 0,
-            "waiting": sum(map(len, self._waiting.values())),
-            "hits": 0,
+            "waiting": 0 if self._link.up else len(self._waiting),
+            "hits": self._handed_on,
             "handshakes": 0,
+            "fallbacks": self._fallbacks,
             "misses": {},
             "evictions": {},
         }
-        return succeed({**own, **keepers, "fallbacks": self._fallbacks})
+        for part in parts:
+            for name, count in part.items():
+                if isinstance(count, dict):
+                    table = total.setdefault(name, {})
+                    for reason, times in count.items():
+                        table[reason] = table.get(reason, 0) + times
+                else:
+                    total[name] = total.get(name, 0) + count
+        total["leased"] = max(0, total["leased"])
+        return total
 
     def close(self) -> Deferred[None]:
         closed: Deferred[None] = Deferred()
@@ -233,101 +176,68 @@ class RemoteSessionCache:
             self._closing = True
             self._close_deadline = self._now() + CLOSE_LIMIT
             self._ticker.start()
-            for queue in list(self._waiting.values()):
-                for waiter in list(queue):
-                    self._dequeue(waiter)
-                    waiter.granted.errback(Failure(closed_error()))
+            waiters = self._waiting.waiters()
+            for waiter in waiters:
+                self._waiting.remove(waiter)
             self._withdraw_surplus()
             for borrowed in list(self._lingering):
                 self._return(borrowed)
+            for waiter in waiters:
+                if waiter.instead is None:
+                    waiter.granted.errback(Failure(closed_error()))
         self._check_closed()
         return closed
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
-    def _queue(self, waiter: _Waiter) -> None:
-        if self._link is None and self._connecting is None and self._now() < self._not_before:
-            self._fall_back(waiter)
-            return
-        queue = self._waiting.setdefault(waiter.destination, deque())
-        if waiter.fresh:
-            queue.insert(sum(other.fresh for other in queue), waiter)
-        else:
-            queue.append(waiter)
-        if self._link is not None:
-            self._ask(self._link, waiter)
-        elif self._connecting is None:
-            self._connect()
-
-    def _dequeue(self, waiter: _Waiter) -> None:
-        queue = self._waiting[waiter.destination]
-        queue.remove(waiter)
-        if not queue:
-            del self._waiting[waiter.destination]
-
-    def _is_queued(self, waiter: _Waiter) -> bool:
-        return waiter in self._waiting.get(waiter.destination, ())
-
-    def _withdraw(self, waiter: _Waiter) -> None:
-        """The caller has cancelled."""
+    def _cancelled(self, waiter: Waiter) -> None:
         if waiter.instead is not None:
             waiter.instead.cancel()
-        elif self._is_queued(waiter):
-            self._dequeue(waiter)
+        elif self._waiting.remove(waiter):
             self._withdraw_surplus()
 
     def _withdraw_surplus(self) -> None:
-        """Take back the requests that nobody waits for any more."""
-        if self._link is None:
-            return
-        plain: Counter[Destination] = Counter()
-        for destination, queue in self._waiting.items():
-            plain[destination] = sum(not waiter.particular for waiter in queue)
-        for number, subject in list(self._requests.items()):
-            if isinstance(subject, _Waiter):
-                wanted = self._is_queued(subject)
-            else:
-                wanted = plain[subject] > 0
-                plain[subject] -= 1
-            if not wanted:
-                self._link.callRemote(commands.Withdraw, number=number)
+        for queue in self._waiting.queues():
+            for asked in queue.surplus():
+                asked.withdrawn = True
+                self._link.tell(commands.Withdraw, number=asked.number)
 
-    def _fall_back(self, waiter: _Waiter) -> None:
+    def _fall_back(self, waiter: Waiter) -> None:
         if self._fallback is None:
             error = DeliveryError("the keeper can't be reached, and there is no fallback", phase="waiting")
             waiter.granted.errback(Failure(error))
             return
         self._fallbacks += 1
         self._log.warn("no keeper: a session with {destination} is had without it", destination=str(waiter.destination))
-        instead = self._fallback.acquire(
-            waiter.destination, needs=waiter.needs, fresh=waiter.fresh, avoid=waiter.avoid, timeout=waiter.patience
+        patience = max(0.0, waiter.deadline - self._now())
+        waiter.instead = self._fallback.acquire(
+            waiter.destination, needs=waiter.needs, fresh=waiter.fresh, avoid=waiter.avoid, timeout=patience
         )
-        waiter.instead = instead
-        instead.addCallbacks(waiter.granted.callback, waiter.granted.errback)
+        waiter.instead.addCallbacks(waiter.granted.callback, waiter.granted.errback)
 
     # -- requests ----------------------------------------------------------------------------------------------
 
-    def _ask(self, link: _Link, waiter: _Waiter) -> None:
-        """See that there is a request for ``waiter``; those for just any session are counted, not tied to waiters."""
-        destination = waiter.destination
-        if not waiter.particular:
-            waiting = sum(not other.particular for other in self._waiting[destination])
-            if sum(subject == destination for subject in self._requests.values()) >= waiting:
-                return
-        number = self._next_request
-        self._next_request += 1
-        try:
-            data = self._encode(destination)
-        except DeliveryError as error:
-            self._log.warn("{error}", error=str(error))
-            self._dequeue(waiter)
-            self._fall_back(waiter)
-            return
-        self._requests[number] = waiter if waiter.particular else destination
-        request = codec.encode_request(waiter.needs, waiter.fresh, waiter.avoid, waiter.patience)
-        asked = link.callRemote(commands.Acquire, number=number, destination=data, request=request)
-        asked.addCallbacks(self._answered, self._faulted, (link, number), None, (link, number))
-        asked.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
+    def _ask(self, queue: Queue) -> None:
+        """See that there is a request for each who waits."""
+        for waiter in queue.unasked():
+            try:
+                data = self._encode(waiter.destination)
+            except DeliveryError as error:
+                self._log.warn("{error}", error=str(error))
+                if self._waiting.remove(waiter):
+                    self._fall_back(waiter)
+                continue
+            asked = self._waiting.ask(waiter, queue)
+            patience = max(0.0, waiter.deadline - self._now())
+            request = codec.encode_request(waiter.needs, waiter.fresh, waiter.avoid, patience)
+            answer = self._link.call(commands.Acquire, number=asked.number, destination=data, request=request)
+            answer.addCallbacks(self._answered, self._faulted, (asked,), {}, (asked,))
+            answer.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
+
+    def _ask_again(self, destination: Destination) -> None:
+        queue = self._waiting.queue(destination)
+        if queue is not None and self._link.up and not self._closing:
+            self._ask(queue)
 
     def _encode(self, destination: Destination) -> bytes:
         data = self._encoded.get(destination)
@@ -337,290 +247,213 @@ class RemoteSessionCache:
             data = self._encoded[destination] = codec.encode_destination(destination)
         return data
 
-    def _asker(self, subject: _Waiter | Destination) -> _Waiter | None:
-        """Who is to hear the answer to a request: its own waiter, or the first for whom just any session will do."""
-        if isinstance(subject, _Waiter):
-            return subject if self._is_queued(subject) else None
-        return next((waiter for waiter in self._waiting.get(subject, ()) if not waiter.particular), None)
-
-    def _answered(self, answer: dict[str, Any], link: _Link, number: int) -> None:
-        subject = self._requests.pop(number, None)
-        if subject is None:
+    def _answered(self, answer: dict[str, Any], asked: Asked) -> None:
+        descriptor = answer.get("descriptor")
+        if not self._waiting.answered(asked):
+            if descriptor is not None:
+                self._pairs.close(descriptor)
             return
         try:
             if answer.get("error") is not None:
-                self._refused(subject, codec.decode_error(answer["error"]))
+                self._refused(asked, codec.decode_error(answer["error"]))
             elif answer.get("granted") is not None:
-                self._granted(subject, answer)
+                self._granted(asked, answer)
             else:
                 raise MalformedError("an answer without a grant or an error")
         except MalformedError as error:
             self._log.error("the keeper is not understood: {error}", error=str(error))
-            self._requests[number] = subject
-            transport: Any = link.transport
-            transport.abortConnection()
+            self._link.abort()
+        self._ask_again(asked.destination)
         self._check_closed()
 
-    def _refused(self, subject: _Waiter | Destination, error: DeliveryError) -> None:
-        waiter = self._asker(subject)
-        if waiter is not None:
-            self._dequeue(waiter)
-            waiter.granted.errback(Failure(error))
+    def _asker(self, asked: Asked) -> Waiter | None:
+        """Who is to hear of it: whom it was for, or the first for whom just any session will do."""
+        queue = self._waiting.queue(asked.destination)
+        if queue is None or asked.withdrawn:
+            return None
+        if asked.waiter is not None:
+            return asked.waiter if asked.waiter in queue.waiters else None
+        return next(queue.plain(), None)
 
-    def _granted(self, subject: _Waiter | Destination, answer: dict[str, Any]) -> None:
-        destination = subject.destination if isinstance(subject, _Waiter) else subject
-        borrowed = self._borrow(answer, destination)
-        if borrowed is not None:
-            self._offer(borrowed)
-
-    def _faulted(self, failure: Failure, link: _Link, number: int) -> None:
-        """The keeper is gone, or can't for a reason of its own: never the caller's affair."""
-        subject = self._requests.pop(number, None)
-        if subject is None:
+    def _refused(self, asked: Asked, error: DeliveryError) -> None:
+        waiter = self._asker(asked)
+        if waiter is None:
             return
+        now = self._now()
+        if error.phase == "waiting" and asked.deadline <= now + TICK and asked.deadline < waiter.deadline - TICK:
+            return  # He for whom it was asked would have lost patience; this one came later, and asks again.
+        self._waiting.remove(waiter)
+        waiter.granted.errback(Failure(error))
+
+    def _faulted(self, failure: Failure, asked: Asked) -> None:
+        """The keeper is gone, or can't for a reason of its own: never the caller's affair."""
         if failure.check(commands.KeeperFault):
             self._log.warn("the keeper could not lend a session: {why}", why=failure.getErrorMessage())
-        waiter = self._asker(subject)
-        if waiter is not None and not self._closing:
-            self._dequeue(waiter)
+        waiter = self._asker(asked)
+        if not self._waiting.answered(asked):
+            return
+        if waiter is not None and self._waiting.remove(waiter):
             self._fall_back(waiter)
         self._check_closed()
 
-    # -- borrowed sessions ---------------------------------------------------------------------------------------
+    # -- leases ------------------------------------------------------------------------------------------------
 
-    def _borrow(self, answer: dict[str, Any], destination: Destination) -> _Borrowed | None:
-        granted = Granted.decode(answer["granted"])
+    def _granted(self, asked: Asked, answer: dict[str, Any]) -> None:
+        grant = Granted.decode(answer["granted"])
         descriptor = answer.get("descriptor")
         if descriptor is not None:
-            facts = codec.decode_facts(answer["facts"])
-            borrowed = self._meet(granted.pair, descriptor, facts, destination)
+            borrowed = self._meet(grant.pair, descriptor, answer.get("facts"), asked.destination)
         else:
-            known = self._borrowed.get(granted.pair)
-            if known is None or known.connection.ended:
-                self._send_release(Released(granted.lease, granted.pair, 0, 0, granted.uses, False, True))
-                return None
-            borrowed = known
-        borrowed.destination = destination
-        borrowed.lease_number = granted.lease
-        borrowed.granted_at = self._now()
-        borrowed.session.uses = granted.uses
-        borrowed.session.rset_due = granted.rset_due
-        borrowed.connection.sent = borrowed.connection.received = 0
+            borrowed = self._borrowed.get(grant.pair)
+        if borrowed is None or borrowed.connection.ended:
+            # It has ended while the grant was on its way.
+            self._send_release(Released(grant.lease, grant.pair, 0, 0, True))
+            return
+        borrowed.granted(grant, asked.destination, self._now())
         self._leased.add(borrowed)
-        return borrowed
+        if asked.waiter is not None and asked.waiter.takes(borrowed) and self._waiting.remove(asked.waiter):
+            asked.waiter.granted.callback(Lease(self, borrowed, borrowed.session))
+        elif not self._offer(borrowed):
+            self._return(borrowed)
 
-    def _meet(self, number: int, descriptor: int, facts: codec.Facts, destination: Destination) -> _Borrowed:
+    def _meet(self, number: int, descriptor: int, facts: bytes | None, destination: Destination) -> Borrowed | None:
         """A session that was not borrowed before."""
-        connection = BorrowedConnection(None, self._now, self._connection_gone)
-        session = Session(
-            connection,
-            identifier=facts.identifier,
-            key=SessionKey(facts.endpoint, destination.identity, destination.tls_class),
-            host=facts.host,
-            capabilities=facts.capabilities,
-            evidence=facts.evidence,
-            verdict=Verdict(True, facts.verdict),
-            timeouts=self._timeouts,
-            setup_seconds=facts.setup_seconds,
-        )
-        borrowed = self._borrowed[number] = _Borrowed(number, session, connection)
-        session.on_cut = lambda cut: self._ended(borrowed, cut)
-        self._connections.add(connection)
-        self._pairs.adopt(descriptor, connection)
+        try:
+            known = codec.decode_facts(facts if facts is not None else b"")
+        except MalformedError:
+            self._pairs.close(descriptor)
+            raise
+        borrowed = Borrowed(number, known, destination, self._timeouts, self._now, self._cut, self._gone)
+        try:
+            self._pairs.adopt(descriptor, borrowed.connection)
+        except OSError as error:
+            self._log.warn("a pair can't be used: {error}", error=str(error))
+            return None
+        self._borrowed[number] = borrowed
+        self._open.add(borrowed)
         return borrowed
 
-    def _suits(self, borrowed: _Borrowed, waiter: _Waiter) -> bool:
-        session = borrowed.session
-        return (
-            borrowed.destination == waiter.destination
-            and not (waiter.fresh and session.uses)
-            and session.key.endpoint not in waiter.avoid
-            and waiter.needs.unmet_by(session.capabilities) is None
-        )
+    def _offer(self, borrowed: Borrowed) -> bool:
+        """Give the session to whoever waits for it here."""
+        queue = self._waiting.queue(borrowed.destination)
+        for waiter in queue.waiters if queue is not None else ():
+            if waiter.takes(borrowed):
+                self._waiting.remove(waiter)
+                waiter.granted.callback(Lease(self, borrowed, borrowed.session))
+                return True
+        return False
 
-    def _offer(self, borrowed: _Borrowed) -> None:
-        """Give the session to whoever waits for it here, or back."""
-        assert borrowed.destination is not None
-        for waiter in self._waiting.get(borrowed.destination, ()):
-            if self._suits(borrowed, waiter):
-                self._dequeue(waiter)
-                waiter.granted.callback(self._lease(borrowed))
-                return
-        self._return(borrowed)
-
-    def _lease(self, borrowed: _Borrowed) -> Lease:
-        if borrowed.session.uses:
-            self._hits += 1
+    def _hand_on(self, borrowed: Borrowed) -> Lease:
+        self._handed_on += borrowed.session.uses > 0
         return Lease(self, borrowed, borrowed.session)
 
-    def released(self, borrowed: _Borrowed, session: Session) -> None:
-        """A lease has ended; see `mailcache.lease.Owner`."""
+    def released(self, borrowed: Borrowed, session: Session) -> None:
+        """See `mailcache.lease.Owner`."""
         if session.busy or not session.reusable:
             self.discarded(borrowed, session)
             return
         now = self._now()
-        if self._closing or now - borrowed.granted_at >= LINGER:
+        if self._closing or borrowed not in self._leased or not borrowed.may_stay(now, self._linger):
             self._return(borrowed)
             return
-        for waiter in self._waiting.get(borrowed.destination, ()):  # type: ignore[arg-type]
-            if self._suits(borrowed, waiter):
-                self._dequeue(waiter)
-                waiter.granted.callback(self._lease(borrowed))
-                return
-        borrowed.linger_until = min(borrowed.granted_at + LINGER, now + LINGER_UNUSED)
+        handed_on = self._handed_on
+        self._handed_on += session.uses > 0
+        if self._offer(borrowed):
+            self._linger_ticker.start()
+            return
+        self._handed_on = handed_on
+        borrowed.linger(now, self._linger)
         self._lingering[borrowed] = None
         self._linger_ticker.start()
 
-    def discarded(self, borrowed: _Borrowed, session: Session) -> None:
-        """A lease has ended, and the session with it."""
+    def discarded(self, borrowed: Borrowed, session: Session) -> None:
+        """See `mailcache.lease.Owner`."""
         if session.busy:
             session.abandon()
         self._return(borrowed, discard=True)
 
-    def _return(self, borrowed: _Borrowed, *, discard: bool = False) -> None:
+    def _return(self, borrowed: Borrowed, *, discard: bool = False) -> None:
         self._lingering.pop(borrowed, None)
         if borrowed not in self._leased:
             return
         self._leased.discard(borrowed)
-        session = borrowed.session
-        connection = borrowed.connection
-        self._send_release(
-            Released(
-                borrowed.lease_number,
-                borrowed.number,
-                connection.sent,
-                connection.received,
-                session.uses,
-                session.rset_due,
-                discard or connection.ended,
-            )
-        )
+        self._send_release(borrowed.release(discard))
         if discard:
-            connection.cut("aborted", "the session was given up")
+            borrowed.connection.cut("aborted", "the session was given up")
         self._check_closed()
 
     def _send_release(self, released: Released) -> None:
-        if self._link is not None:
-            self._link.callRemote(commands.Release, released=released.encode())
+        self._link.tell(commands.Release, released=released.encode())
 
-    def _ended(self, borrowed: _Borrowed, cut: Cut) -> None:
+    def _cut(self, borrowed: Borrowed) -> None:
         """The session has ended while no transaction was under way."""
         if borrowed in self._lingering:
             self._return(borrowed, discard=True)
 
-    def _connection_gone(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        for number, borrowed in list(self._borrowed.items()):
-            if borrowed.connection is connection:
-                del self._borrowed[number]
+    def _gone(self, borrowed: Borrowed) -> None:
+        """The pair is closed."""
+        self._open.discard(borrowed)
+        if self._borrowed.get(borrowed.number) is borrowed:
+            del self._borrowed[borrowed.number]
         self._check_closed()
 
     # -- the link ----------------------------------------------------------------------------------------------
 
-    def _connect(self) -> None:
-        link = _Link(self._link_lost)
-        connecting = connectProtocol(self._endpoint, link)
-        connecting.addCallback(lambda _: link.callRemote(commands.Hello, version=codec.VERSION))
-        connecting.addTimeout(PING_PATIENCE, self._reactor)
-        self._connecting = connecting
-        connecting.addCallbacks(self._linked, self._not_linked, (link,), None, (link,))
-        connecting.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
-
-    def _linked(self, _answer: object, link: _Link) -> None:
-        self._connecting = None
-        self._link = link
-        self._pause = FIRST_PAUSE
-        self._ping_sent = self._now()
-        self._pinging = False
+    def _linked(self) -> None:
         if self._closing:
             self._check_closed()
             return
-        for queue in list(self._waiting.values()):
-            for waiter in list(queue):
-                if self._is_queued(waiter):
-                    self._ask(link, waiter)
-
-    def _not_linked(self, failure: Failure, link: _Link) -> None:
-        self._connecting = None
-        self._log.warn("no keeper: {why}", why=failure.getErrorMessage())
-        if link.transport is not None:
-            transport: Any = link.transport
-            transport.abortConnection()
-        self._without_keeper()
-
-    def _link_lost(self, link: _Link) -> None:
-        if link is self._link:
-            self._link = None
-            for borrowed in list(self._borrowed.values()):
-                borrowed.connection.cut("keeper", "the keeper is gone")
-            self._leased.clear()
-            self._lingering.clear()
-            if not self._closing:
-                self._log.warn("the link with the keeper was lost")
-            self._without_keeper()
+        for queue in self._waiting.queues():
+            self._ask(queue)
 
     def _without_keeper(self) -> None:
-        """Whoever waits is served without it; it is looked for again after a while."""
-        self._not_before = self._now() + self._pause * self._spread()
-        self._pause = min(LONGEST_PAUSE, self._pause * 2)
-        self._requests.clear()
-        for queue in list(self._waiting.values()):
-            for waiter in list(queue):
-                self._dequeue(waiter)
+        """Its leases are cut, and whoever waits is served without it; it is looked for again after a while."""
+        self._waiting.forget_requests()
+        self._leased.clear()
+        self._lingering.clear()
+        borrowed, self._borrowed = list(self._borrowed.values()), {}
+        for each in borrowed:
+            each.connection.cut("keeper", "the keeper is gone")
+        for waiter in self._waiting.waiters():
+            if self._waiting.remove(waiter):
                 self._fall_back(waiter)
         self._check_closed()
 
+    # -- time and end ------------------------------------------------------------------------------------------
+
     def _tick(self) -> bool:
         now = self._now()
-        for connection in list(self._connections):
-            if connection.deadline <= now:
-                connection.expire()
-        self._ping(now)
+        for borrowed in list(self._leased):
+            if borrowed.connection.deadline <= now:
+                borrowed.connection.expire()
+        busy = bool(self._leased or self._waiting)
+        self._link.tick(now, busy)
         if self._closing and self._close_deadline <= now:
             for borrowed in list(self._leased):
                 self.discarded(borrowed, borrowed.session)
-        return bool(self._leased or self._requests or self._waiting or self._connections or self._pinging)
-
-    def _ping(self, now: float) -> None:
-        link = self._link
-        if link is None:
-            return
-        if self._pinging:
-            if now - self._ping_sent >= PING_PATIENCE:
-                self._log.warn("the keeper does not answer")
-                transport: Any = link.transport
-                transport.abortConnection()
-        elif (self._leased or self._requests) and now - self._ping_sent >= PING_EVERY:
-            self._pinging = True
-            self._ping_sent = now
-            link.callRemote(commands.Ping).addBoth(self._ponged)
-
-    def _ponged(self, _outcome: object) -> None:
-        self._pinging = False
+        return busy or self._link.pinging or self._closing
 
     def _tick_lingering(self) -> bool:
         now = self._now()
         for borrowed in list(self._lingering):
             if borrowed.linger_until <= now:
                 self._return(borrowed)
+        self._withdraw_surplus()
         return bool(self._lingering)
 
     def _check_closed(self) -> None:
-        if not self._closed or self._leased or self._connecting is not None:
+        if not self._closed or self._leased:
             return
-        link = self._link
-        if link is not None:
-            transport: Any = link.transport
-            transport.loseConnection()
-            return
-        if self._connections:
-            return
-        waiting, self._closed = self._closed, []
-        self._ticker.stop()
-        ended: Deferred[Any] = self._fallback.close() if self._fallback is not None else succeed(None)
+        if self._link.up:
+            self._link.close()
+        elif self._link.down and not self._open:
+            waiting, self._closed = self._closed, []
+            self._ticker.stop()
+            self._linger_ticker.stop()
+            ended: Deferred[Any] = self._fallback.close() if self._fallback is not None else succeed(None)
 
-        def tell(_: object) -> None:
-            for closed in waiting:
-                closed.callback(None)
+            def tell(_: object) -> None:
+                for closed in waiting:
+                    closed.callback(None)
 
-        ended.addBoth(tell)
+            ended.addBoth(tell)

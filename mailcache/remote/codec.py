@@ -32,6 +32,15 @@ MAX_DESTINATION = 32_768
 MAX_AVOIDED = 64
 """Endpoints that one request may avoid: more than are ever tried."""
 
+MAX_TIMEOUT = 86_400
+"""Seconds that a request may wait: longer than anybody means."""
+
+MAX_ANSWER = 0xFFFF
+"""Bytes of facts or of an error: what an AMP value holds. Longer ones must be found before a descriptor is queued."""
+
+MAX_TEXT = 4_000
+"""Characters of an error's message, or of the reply in it."""
+
 
 class MalformedError(ValueError):
     """What came in is not what it should be. The text names the field."""
@@ -167,8 +176,8 @@ def encode_request(needs: Needs, fresh: bool, avoid: frozenset[Endpoint], timeou
         {
             "needs": attrs.astuple(needs),
             "fresh": fresh,
-            "avoid": [attrs.astuple(endpoint) for endpoint in avoid],
-            "timeout": timeout,
+            "avoid": [attrs.astuple(endpoint) for endpoint in list(avoid)[:MAX_AVOIDED]],
+            "timeout": min(timeout, MAX_TIMEOUT),
         }
     )
 
@@ -180,20 +189,23 @@ def decode_request(data: bytes) -> tuple[Needs, bool, frozenset[Endpoint], float
     """
     what = "request"
     fields = _take(_object(data, MAX_DESTINATION, what), what, needs=list, fresh=bool, avoid=list, timeout=(int, float))
-    if not 0 <= fields["timeout"] <= 86_400 or len(fields["avoid"]) > MAX_AVOIDED:
-        raise MalformedError(f"{what}: out of bounds")
+    if not 0 <= fields["timeout"] <= MAX_TIMEOUT:
+        raise MalformedError(f"{what}: the field 'timeout' is not within 0 and {MAX_TIMEOUT}")
+    if len(fields["avoid"]) > MAX_AVOIDED:
+        raise MalformedError(f"{what}: the field 'avoid' has more than {MAX_AVOIDED} endpoints")
+    kinds = [type(value) for value in fields["needs"]]
+    if kinds not in ([bool, bool, int, bool], [bool, bool, type(None), bool]):
+        raise MalformedError(f"{what}: the field 'needs' has a wrong type")
     try:
-        smtputf8, eightbitmime, size, requiretls = fields["needs"]
-        needs = Needs(bool(smtputf8), bool(eightbitmime), None if size is None else int(size), bool(requiretls))
         avoid = frozenset(Endpoint(*_strings(entry)) for entry in fields["avoid"])
     except (TypeError, ValueError) as error:
-        raise MalformedError(f"{what}: {error}") from error
-    return needs, fields["fresh"], avoid, float(fields["timeout"])
+        raise MalformedError(f"{what}: the field 'avoid' has a wrong type") from error
+    return Needs(*fields["needs"]), fields["fresh"], avoid, float(fields["timeout"])
 
 
 def _strings(entry: Any) -> tuple[str, str, int | None]:
     protocol, address, port = entry
-    if not (isinstance(protocol, str) and isinstance(address, str) and (port is None or isinstance(port, int))):
+    if not (isinstance(protocol, str) and isinstance(address, str) and (port is None or type(port) is int)):
         raise ValueError("no endpoint")
     return protocol, address, port
 
@@ -215,14 +227,17 @@ class Facts:
 
 
 def encode_facts(facts: Facts) -> bytes:
-    """``facts`` as bytes."""
+    """``facts`` as bytes.
+
+    :raises MalformedError: if there are more than an answer holds: a certificate may have thousands of names.
+    """
     evidence = attrs.asdict(facts.evidence, recurse=False)
     evidence["names"] = [
         ["dns", name.pattern.decode("ascii")] if isinstance(name, DNSPattern) else ["ip", str(name.pattern)]
         for name in facts.evidence.names
         if isinstance(name, (DNSPattern, IPAddressPattern))
     ]
-    return _dump(
+    data = _dump(
         {
             "identifier": facts.identifier,
             "endpoint": attrs.astuple(facts.endpoint),
@@ -233,6 +248,9 @@ def encode_facts(facts: Facts) -> bytes:
             "setup_seconds": facts.setup_seconds,
         }
     )
+    if len(data) > MAX_ANSWER:
+        raise MalformedError(f"facts: {len(data)} bytes, {MAX_ANSWER} at most fit an answer")
+    return data
 
 
 def decode_facts(data: bytes) -> Facts:
@@ -242,7 +260,7 @@ def decode_facts(data: bytes) -> Facts:
     """
     what = "facts"
     fields = _take(
-        _object(data, 0xFFFF, what), what, identifier=str, endpoint=list, host=str, keywords=dict, evidence=dict,
+        _object(data, MAX_ANSWER, what), what, identifier=str, endpoint=list, host=str, keywords=dict, evidence=dict,
         verdict=str, setup_seconds=(int, float),
     )  # fmt: skip
     try:
@@ -269,57 +287,63 @@ def decode_facts(data: bytes) -> Facts:
 
 # -- small values, packed ---------------------------------------------------------------------------------------------
 
-_GRANT = struct.Struct("!IIIB")
-_RELEASE = struct.Struct("!IIQQIB")
-_RSET_DUE, _DISCARD = 1, 2
+_GRANT = struct.Struct("!IIIIB")
+_RELEASE = struct.Struct("!IIQQB")
+_NO_LIMIT = 0xFFFFFFFF
 
 
 @attrs.frozen
 class Granted:
-    """A lease: its number, the pair it is to be used on, the uses of the session so far, whether RSET is due."""
+    """A lease: its number, the pair it is to be used on, how many uses the session has had and has left (``None`` for
+    no limit), and whether RSET is due."""
 
     lease: int
     pair: int
     uses: int
+    uses_left: int | None
     rset_due: bool
 
     def encode(self) -> bytes:
-        return _GRANT.pack(self.lease, self.pair, self.uses, _RSET_DUE if self.rset_due else 0)
+        left = _NO_LIMIT if self.uses_left is None else self.uses_left
+        return _GRANT.pack(self.lease, self.pair, self.uses, left, self.rset_due)
 
     @classmethod
     def decode(cls, data: bytes) -> Granted:
         """:raises MalformedError: for bytes of another form."""
-        try:
-            lease, pair, uses, flags = _GRANT.unpack(data)
-        except struct.error as error:
-            raise MalformedError("grant: a wrong length") from error
-        return cls(lease, pair, uses, bool(flags & _RSET_DUE))
+        lease, pair, uses, left, rset_due = _unpack(_GRANT, data, "grant")
+        return cls(lease, pair, uses, None if left == _NO_LIMIT else left, bool(rset_due))
 
 
 @attrs.frozen
 class Released:
-    """The end of a lease: the bytes that the borrower has sent and received in it, and how it leaves the session."""
+    """The end of a lease: the bytes that the borrower has sent and received in it, and whether it is done with the
+    session. How it leaves the session its keeper knows better."""
 
     lease: int
     pair: int
     sent: int
     received: int
-    uses: int
-    rset_due: bool
     discard: bool
 
     def encode(self) -> bytes:
-        flags = (_RSET_DUE if self.rset_due else 0) | (_DISCARD if self.discard else 0)
-        return _RELEASE.pack(self.lease, self.pair, self.sent, self.received, self.uses, flags)
+        return _RELEASE.pack(self.lease, self.pair, self.sent, self.received, self.discard)
 
     @classmethod
     def decode(cls, data: bytes) -> Released:
         """:raises MalformedError: for bytes of another form."""
-        try:
-            lease, pair, sent, received, uses, flags = _RELEASE.unpack(data)
-        except struct.error as error:
-            raise MalformedError("release: a wrong length") from error
-        return cls(lease, pair, sent, received, uses, bool(flags & _RSET_DUE), bool(flags & _DISCARD))
+        lease, pair, sent, received, discard = _unpack(_RELEASE, data, "release")
+        return cls(lease, pair, sent, received, bool(discard))
+
+
+def _unpack(form: struct.Struct, data: bytes, what: str) -> tuple[int, ...]:
+    """The numbers in ``data``, the last of which is 0 or 1."""
+    try:
+        values = form.unpack(data)
+    except struct.error as error:
+        raise MalformedError(f"{what}: {form.size} bytes are wanted, not {len(data)}") from error
+    if values[-1] > 1:
+        raise MalformedError(f"{what}: its last byte is 0 or 1")
+    return values
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -330,7 +354,7 @@ def encode_error(error: DeliveryError) -> bytes:
     reply = error.reply
     return _dump(
         {
-            "message": str(error.args[0])[:2_000],
+            "message": str(error.args[0])[:MAX_TEXT],
             "phase": error.phase,
             "retriable": error.retriable,
             "endpoint": error.endpoint,
@@ -346,7 +370,7 @@ def decode_error(data: bytes) -> DeliveryError:
     """
     what = "error"
     fields = _take(
-        _object(data, 0xFFFF, what), what, message=str, phase=str, retriable=bool, endpoint=_TEXT,
+        _object(data, MAX_ANSWER, what), what, message=str, phase=str, retriable=bool, endpoint=_TEXT,
         reply=(list, type(None)),
     )  # fmt: skip
     try:

@@ -28,7 +28,6 @@ class Acquire(_Command):
     """Lease a session. What a server or a limit has said comes as ``error``; only faults are AMP errors.
 
     The first lease of a session by a borrower brings ``descriptor`` and ``facts``; later ones name the pair.
-    ``released`` carries releases that ride along, packed one after the other.
     """
 
     arguments = [
@@ -45,23 +44,16 @@ class Acquire(_Command):
 
 
 class Withdraw(_Command):
-    """The request of this number is not wanted any more."""
+    """The request of this number is not wanted any more; it is answered nonetheless, by an error or a grant."""
 
     arguments = [(b"number", amp.Integer())]
     requiresAnswer = False
 
 
 class Release(_Command):
-    """A lease has ended."""
+    """A lease has ended. What is written in the same turn, such as the next Acquire, leaves in one piece with it."""
 
     arguments = [(b"released", amp.String())]
-    requiresAnswer = False
-
-
-class Revoked(_Command):
-    """From the keeper: a lease was taken back, or its session has ended."""
-
-    arguments = [(b"lease", amp.Integer())]
     requiresAnswer = False
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, ISystemHandle
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
-from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from mailcache.destination import Destination
@@ -23,22 +21,15 @@ from mailcache.memory import MemorySessionCache
 from mailcache.remote import codec, commands
 from mailcache.remote.codec import Facts, Granted, MalformedError, Released
 from mailcache.remote.commands import KeeperFault
+from mailcache.remote.guarded import GuardedAMP
 from mailcache.remote.pairs import SocketPairs
 from mailcache.remote.relay import Relay
+from mailcache.remote.watch import Watch
 from mailcache.result import DeliveryError
 from mailcache.session import Session
 
 MAX_REQUESTS = 1_000
 """Requests of one borrower that wait at one time: as many as a cache lets wait by default."""
-
-MAX_BOX = 262_144
-"""Bytes of one AMP box: a destination and a request of 64 KiB each, with room; AMP itself sets no bound."""
-
-SILENCE = 900.0
-"""Seconds without a byte moved until a lease is revoked: longer than the longest wait of a transaction (600 s)."""
-
-LEASE_SILENCE = 10.0
-"""The same before the first byte of a lease: a borrower that wants to send does, and linger takes 50 ms."""
 
 END_PATIENCE = 1.0
 """Seconds for the release, or the end of the link, that explains a pair's end."""
@@ -52,36 +43,44 @@ _CREDENTIALS = struct.Struct("3i")
 class _Pair:
     """A pair between one borrower and one session, kept over leases."""
 
-    __slots__ = ("descriptor", "lease", "lease_number", "number", "relay", "session")
+    __slots__ = ("lease", "lease_number", "number", "relay", "session")
 
-    def __init__(self, number: int, session: Session, relay: Relay) -> None:
+    def __init__(self, number: int, session: Session, on_end: Callable[[_Pair], None]) -> None:
         self.number = number
         self.session = session
-        self.relay = relay
+        self.relay = Relay(Watch(session.key.endpoint.protocol == "lmtp"), lambda: on_end(self))
         self.lease: Lease | None = None
         self.lease_number = 0
-        # The borrower's end, ours to close: not before AMP has sent it, which the first release shows.
-        self.descriptor: int | None = None
 
 
-class Borrower(amp.AMP):
+class Borrower(GuardedAMP):
     """The keeper's end of the link with one borrower."""
 
     _log = Logger()
+    COMMANDS = (
+        commands.Hello,
+        commands.Ping,
+        commands.Acquire,
+        commands.Withdraw,
+        commands.Release,
+        commands.Statistics,
+    )
 
     def __init__(self, keeper: Keeper) -> None:
-        super().__init__()
+        super().__init__(keeper.pairs)
         self._keeper = keeper
         self._requests: dict[int, Deferred[Any]] = {}
-        self._pairs: dict[int, _Pair] = {}
+        self._lent: dict[int, _Pair] = {}
         self._by_session: dict[Session, _Pair] = {}
         self._next_pair = 1
         self._next_lease = 1
         self._greeted = False
         self._lost = False
-        self._unboxed = 0
         self.uid: int | None = None
         self.pid: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Borrower, process {self.pid} of user {self.uid}>"
 
     # -- the link ----------------------------------------------------------------------------------------------
 
@@ -90,43 +89,17 @@ class Borrower(amp.AMP):
         self.pid, self.uid = self._keeper.identify(self.transport)
         self._keeper.borrowers.add(self)
 
-    def dataReceived(self, data: bytes) -> None:
-        self._unboxed += len(data)
-        if self._unboxed > MAX_BOX + len(data):
-            self._drop(f"a box of more than {MAX_BOX} bytes")
-            return
-        super().dataReceived(data)
-
-    def ampBoxReceived(self, box: amp.AmpBox) -> None:
-        self._unboxed = 0
-        super().ampBoxReceived(box)
-
-    def fileDescriptorReceived(self, descriptor: int) -> None:
-        # No command of a borrower carries one.
-        os.close(descriptor)
-        self._drop("a descriptor was sent")
-
-    def locateResponder(self, name: bytes) -> Callable[..., Any]:
-        responder = _RESPONDERS.get(name)
-        if responder is None or not (self._greeted or name == commands.Hello.commandName):
-            return super().locateResponder(b"\0")  # built-in commands like StartTLS are unknown here
-        return super().locateResponder(name)
-
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
         self._keeper.borrowers.discard(self)
         for request in list(self._requests.values()):
             request.cancel()
-        for pair in list(self._pairs.values()):
+        for pair in list(self._lent.values()):
             self._end_pair(pair)
         super().connectionLost(reason)
 
-    def _drop(self, why: str) -> None:
-        self._log.warn(
-            "the link with process {pid} of user {uid} is dropped: {why}", pid=self.pid, uid=self.uid, why=why
-        )
-        transport: Any = self.transport
-        transport.abortConnection()
+    def knows(self, name: bytes) -> bool:
+        return self._greeted or name == commands.Hello.commandName
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -159,16 +132,19 @@ class Borrower(amp.AMP):
             needs, fresh, avoid, timeout = codec.decode_request(request)
         except MalformedError as error:
             raise KeeperFault(str(error)) from error
-        leasing = self._keeper.cache.acquire(where, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
-        self._requests[number] = leasing
 
         def settle(outcome: Any) -> Any:
             self._requests.pop(number, None)
             return outcome
 
-        leasing.addBoth(settle)
-        answer: Deferred[dict[str, Any]] = leasing.addCallbacks(self._grant, self._refuse)
-        return answer
+        def ask() -> Deferred[dict[str, Any]]:
+            leasing = self._keeper.cache.acquire(where, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
+            self._requests[number] = leasing
+            leasing.addBoth(settle)
+            answer: Deferred[dict[str, Any]] = leasing.addCallbacks(self._grant, self._refuse, (ask,))
+            return answer
+
+        return ask()
 
     @commands.Withdraw.responder
     def withdraw(self, number: int) -> dict[str, Any]:
@@ -179,49 +155,55 @@ class Borrower(amp.AMP):
 
     @commands.Release.responder
     def release(self, released: bytes) -> dict[str, Any]:
-        try:
-            self._released(Released.decode(released))
-        except MalformedError as error:
-            self._drop(str(error))
+        self._released(Released.decode(released))
         return {}
 
     # -- leases ------------------------------------------------------------------------------------------------
 
-    def _grant(self, lease: Lease) -> dict[str, Any]:
+    def _grant(
+        self, lease: Lease, again: Callable[[], Deferred[dict[str, Any]]]
+    ) -> dict[str, Any] | Deferred[dict[str, Any]]:
         if self._lost:
             lease.release()
             return {}
         session = lease.session
-        pair = self._by_session.get(session)
-        answer: dict[str, Any] = {}
-        if pair is None:
-            relay = Relay(self._pair_ended, self._intruded)
-            try:
-                descriptor = self._keeper.pairs.make(relay)
-            except OSError as error:
-                lease.release()
+        if not session.connection.quiet:
+            # Something has come, if only the half of it, since the cache has last looked.
+            lease.discard()
+            return again()
+        try:
+            return self._lend(lease, session)
+        except Exception as error:
+            pair = self._by_session.get(session)
+            if pair is not None:
+                self._forget(pair)
+                pair.relay.abort()
+            lease.release()
+            if isinstance(error, OSError):
                 raise KeeperFault(f"no pair could be made: {error}") from error
-            pair = _Pair(self._next_pair, session, relay)
+            raise
+
+    def _lend(self, lease: Lease, session: Session) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        pair = self._by_session.get(session)
+        if pair is not None and not pair.relay.fit:
+            self._forget(pair)
+            pair = None
+        if pair is None:
+            facts = _facts(session)
+            pair = _Pair(self._next_pair, session, self._pair_ended)
+            descriptor = self._keeper.pairs.make(pair.relay)
             self._next_pair += 1
-            self._pairs[pair.number] = self._by_session[session] = pair
+            self._lent[pair.number] = self._by_session[session] = pair
             answer["descriptor"] = descriptor
-            answer["facts"] = codec.encode_facts(
-                Facts(
-                    session.id,
-                    session.key.endpoint,
-                    session.host,
-                    session.capabilities,
-                    session.evidence,
-                    session.verdict.reason,
-                    session.setup_seconds,
-                )
-            )
-            pair.descriptor = descriptor
+            answer["facts"] = facts
+            self.close_when_sent(descriptor)
+        pair.relay.begin(session.connection, session.rset_due)
         pair.lease = lease
         pair.lease_number = self._next_lease
         self._next_lease += 1
-        pair.relay.begin(session.connection, LEASE_SILENCE, SILENCE)
-        answer["granted"] = Granted(pair.lease_number, pair.number, session.uses, session.rset_due).encode()
+        left = None if lease.max_uses is None else max(0, lease.max_uses - session.uses)
+        answer["granted"] = Granted(pair.lease_number, pair.number, session.uses, left, session.rset_due).encode()
         return answer
 
     def _refuse(self, failure: Failure) -> dict[str, Any]:
@@ -234,85 +216,74 @@ class Borrower(amp.AMP):
         return {"error": codec.encode_error(error)}
 
     def _released(self, released: Released) -> None:
-        pair = self._pairs.get(released.pair)
+        pair = self._lent.get(released.pair)
         if pair is None or pair.lease is None or pair.lease_number != released.lease:
             return  # It was revoked meanwhile.
-        lease, pair.lease = pair.lease, None
-        self._close_descriptor(pair)
-        session = pair.session
-        clean = not released.discard and pair.relay.settled(released.sent, released.received)
-        pair.relay.end()
-        if clean:
-            session.returned(released.uses, released.rset_due)
+        settled = pair.relay.settled(released.sent, released.received)
+        if settled and not released.discard:
+            lease = self._take_back(pair)
+            assert lease is not None
             lease.release()
         else:
-            self._forget(pair)
-            lease.discard()
-            pair.relay.abort()
+            self._end_pair(pair, settled)
 
-    def _pair_ended(self, relay: Relay) -> None:
-        pair = self._pair_of(relay)
-        if pair is not None:
-            if pair.lease is None:
-                self._forget(pair)
-            else:
-                self._keeper.reactor.callLater(END_PATIENCE, self._unexplained, pair, pair.lease_number)
+    def _take_back(self, pair: _Pair) -> Lease | None:
+        lease, pair.lease = pair.lease, None
+        if lease is not None:
+            pair.relay.end()
+            pair.session.returned(pair.relay.watch.transactions, pair.relay.watch.rset_due)
+        return lease
+
+    def _pair_ended(self, pair: _Pair) -> None:
+        if pair.lease is None:
+            self._forget(pair)
+        else:
+            self._keeper.reactor.callLater(END_PATIENCE, self._unexplained, pair, pair.lease_number)
 
     def _unexplained(self, pair: _Pair, lease_number: int) -> None:
         if pair.lease is not None and pair.lease_number == lease_number:
             self._end_pair(pair)
 
-    def _intruded(self, relay: Relay) -> None:
-        relay.abort()
-
-    def _pair_of(self, relay: Relay) -> _Pair | None:
-        for pair in self._pairs.values():
-            if pair.relay is relay:
-                return pair
-        return None
-
-    def _end_pair(self, pair: _Pair) -> None:
-        """The borrower will not say how it leaves the session: it can't be kept."""
+    def _end_pair(self, pair: _Pair, settled: bool = False) -> None:
+        """The session is not to be kept; nor is it to be told QUIT unless it is ``settled``."""
         self._forget(pair)
-        lease, pair.lease = pair.lease, None
-        pair.relay.end()
+        lease = self._take_back(pair)
         pair.relay.abort()
         if lease is not None:
+            if not settled:
+                why = pair.relay.watch.spoiled or "its borrower has left it, or has not said how it stands"
+                self._log.debug("session {session} is given up: {why}", session=pair.session.id, why=why)
+                pair.session.connection.cut("aborted", why)
             lease.discard()
 
     def _forget(self, pair: _Pair) -> None:
-        self._close_descriptor(pair)
-        self._pairs.pop(pair.number, None)
-        self._by_session.pop(pair.session, None)
-
-    def _close_descriptor(self, pair: _Pair) -> None:
-        descriptor, pair.descriptor = pair.descriptor, None
-        if descriptor is not None:
-            self._keeper.pairs.close(descriptor)
+        self._lent.pop(pair.number, None)
+        if self._by_session.get(pair.session) is pair:
+            del self._by_session[pair.session]
 
     def session_gone(self, session: Session) -> None:
-        """The session has ended: so does its pair."""
+        """The session has ended: so does its pair, behind what was relayed."""
         pair = self._by_session.get(session)
         if pair is not None:
-            lease, pair.lease = pair.lease, None
             self._forget(pair)
-            pair.relay.end()
+            lease = self._take_back(pair)
             pair.relay.close()
             if lease is not None:
                 lease.discard()
 
 
-_RESPONDERS = {
-    command.commandName: command
-    for command in (
-        commands.Hello,
-        commands.Ping,
-        commands.Acquire,
-        commands.Withdraw,
-        commands.Release,
-        commands.Statistics,
+def _facts(session: Session) -> bytes:
+    return codec.encode_facts(
+        Facts(
+            session.id,
+            session.key.endpoint,
+            session.host,
+            session.capabilities,
+            session.evidence,
+            session.verdict.reason,
+            session.setup_seconds,
+        )
     )
-}
 
 
 class Keeper(Factory):
@@ -362,7 +333,7 @@ class Keeper(Factory):
     def _drop_links(self) -> None:
         for borrower in list(self.borrowers):
             transport: Any = borrower.transport
-            transport.loseConnection()
+            transport.abortConnection()
 
     def _session_gone(self, session: Session) -> None:
         for borrower in list(self.borrowers):

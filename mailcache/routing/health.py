@@ -42,7 +42,7 @@ class Health:
         record = self._record(subject)
         # Attempts that were under way when another failed tell of the same trouble: twenty connections refused while
         # a server restarts are no reason to leave it alone for a minute, so together they count as the fifth failure.
-        if record.failures < UNPROVEN or began >= record.failed_at:
+        if record.failures < UNPROVEN or began > record.failed_at:
             record.failures += 1
         record.failed_at = now
         record.proven = False

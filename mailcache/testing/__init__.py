@@ -6,6 +6,7 @@ Nothing here needs a real socket or real time, and all of it works with them too
 from mailcache.testing.certificates import Authority, Issued, ServerTLS, self_signed
 from mailcache.testing.faults import APPLICABLE, KINDS, Fault
 from mailcache.testing.network import MemoryReactor
+from mailcache.testing.pairs import MemoryPairs
 from mailcache.testing.records import Connection, Message
 from mailcache.testing.server import CAPABILITIES, SMTPServer, Verdict
 from mailcache.testing.transports import HIGH_WATER, WINDOW, MemoryTransport
@@ -20,6 +21,7 @@ __all__ = [
     "Connection",
     "Fault",
     "Issued",
+    "MemoryPairs",
     "MemoryReactor",
     "MemoryTransport",
     "Message",

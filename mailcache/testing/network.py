@@ -51,6 +51,7 @@ class MemoryReactor(Clock):
     @ivar latency: seconds that anything takes from one end to the other; may be changed at any time.
     @ivar hosts: the addresses of each name, for L{nameResolver}; a name that is not here resolves to nothing.
     @ivar black_holes: (host, port) pairs where a connect is never answered.
+    @ivar descriptors: made-up descriptors that are open, with the end of a UNIX socket that each is.
     @ivar connections: the transports that are alive, both ends of each connection. Empty: no socket is left.
     """
 
@@ -60,6 +61,7 @@ class MemoryReactor(Clock):
         self.hosts: dict[str, list[str]] = {name: list(each) for name, each in (hosts or {}).items()}
         self.black_holes: set[tuple[str, int]] = set()
         self.connections: list[MemoryTransport] = []
+        self.descriptors: dict[int, MemoryTransport] = {}
         self.nameResolver: IHostnameResolver = MemoryResolver(self.hosts)
         self._ports: dict[tuple[str, int] | str, MemoryPort] = {}
         self._listening_ports = count(FIRST_LISTENING_PORT)

@@ -9,6 +9,7 @@ What it models, and what a test may therefore rely on:
   C{readConnectionLost} if its protocol is half-closeable. With octets unread it is a reset, as in a kernel;
 * C{abortConnection} resets: the peer has C{ConnectionLost} at once and its unread octets are gone;
 * octets that reach a closed end are answered by a reset;
+* over a UNIX socket, descriptors of the network in memory arrive before the octets that they were sent with;
 * everything goes to the present C{protocol} attribute, so that TLS can be put in between at any time.
 """
 
@@ -17,13 +18,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import count
 from typing import Protocol as Shape
 from typing import cast
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import (
     IAddress,
     IConsumer,
+    IFileDescriptorReceiver,
     IHalfCloseableProtocol,
     IProducer,
     IProtocol,
@@ -31,6 +35,7 @@ from twisted.internet.interfaces import (
     IPushProducer,
     IReactorTime,
     ITCPTransport,
+    IUNIXTransport,
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -53,6 +58,7 @@ class Network(Shape):
 
     latency: float
     connections: list[MemoryTransport]
+    descriptors: dict[int, MemoryTransport]
 
     @property
     def clock(self) -> IReactorTime:
@@ -106,6 +112,8 @@ class MemoryTransport:
         self.protocol = protocol
         self._network.connections.append(self)
         protocol.makeConnection(self)
+        if self._unread:
+            self._later(0, self._deliver)
 
     def refuse(self) -> None:
         """Nobody wants this connection: close it as accept() and close() would."""
@@ -193,7 +201,7 @@ class MemoryTransport:
             segment = bytes(self._waiting[:room])
             del self._waiting[:room]
             self._under_way += len(segment)
-            self.post(self._other._arrive, segment)
+            self._send(segment)
         if self._waiting:
             return
         self._drained()
@@ -207,6 +215,9 @@ class MemoryTransport:
             half = IHalfCloseableProtocol(self.protocol, None)
             if half is not None:
                 half.writeConnectionLost()
+
+    def _send(self, segment: bytes) -> None:
+        self.post(self._other._arrive, segment)
 
     def _drained(self) -> None:
         if self._producer is not None and (self._producer_paused or not self._streaming):
@@ -329,8 +340,78 @@ class MemoryTransport:
         self._keep_alive = bool(enabled)
 
 
+@implementer(IUNIXTransport)
+class MemoryUNIXTransport(MemoryTransport):
+    """One end of a UNIX socket: it carries descriptors, made-up numbers in the table of the network in memory."""
+
+    def __init__(self, network: Network, host: IAddress, peer: IAddress) -> None:
+        super().__init__(network, host, peer)
+        self._descriptors: list[int] = []
+
+    def sendFileDescriptor(self, descriptor: int) -> None:
+        """Send this with the octets that are written next. It is the sender's to close, once it has left."""
+        self._descriptors.append(descriptor)
+
+    def _send(self, segment: bytes) -> None:
+        leaving, self._descriptors = self._descriptors, []
+        if leaving:
+            try:
+                received = [duplicate(self._network, descriptor) for descriptor in leaving]
+            except KeyError:
+                # As from sendmsg(2) with a descriptor that is closed: EBADF.
+                self._later(0, self._close, _because(ConnectionLost()), True)
+                return
+            self.post(cast(MemoryUNIXTransport, self._other)._descriptors_arrive, received)
+        super()._send(segment)
+
+    def _descriptors_arrive(self, descriptors: list[int]) -> None:
+        receiver = IFileDescriptorReceiver(self.protocol, None)
+        for descriptor in descriptors:
+            if receiver is None or not self.connected or self.disconnecting:
+                close_descriptor(self._network, descriptor)
+            else:
+                receiver.fileDescriptorReceived(descriptor)
+
+    def _reset(self) -> None:
+        if not self.connected and not self.disconnected:
+            self._unread.append(None)  # for whoever adopts it
+        super()._reset()
+
+    def discard_unused(self) -> None:
+        """The last descriptor of an end that nobody has adopted is closed."""
+        if not self.connected:
+            self._close(_because(ConnectionDone()))
+
+
+FIRST_DESCRIPTOR = 1_000
+"""Where made-up descriptors begin: none that the system gives to a test."""
+
+
+def register_descriptor(network: Network, transport: MemoryTransport) -> int:
+    """A new descriptor of ``transport``."""
+    number = next(number for number in count(FIRST_DESCRIPTOR) if number not in network.descriptors)
+    network.descriptors[number] = transport
+    return number
+
+
+def duplicate(network: Network, descriptor: int) -> int:
+    """One more descriptor of the same, as a receiver gets.
+
+    @raise KeyError: if there is none of this number.
+    """
+    return register_descriptor(network, network.descriptors[descriptor])
+
+
+def close_descriptor(network: Network, descriptor: int) -> None:
+    """Close this descriptor; an end that was not adopted ends with the last."""
+    transport = network.descriptors.pop(descriptor)
+    if transport not in network.descriptors.values():
+        cast(MemoryUNIXTransport, transport).discard_unused()
+
+
 def connected_pair(network: Network, client: IAddress, server: IAddress) -> tuple[MemoryTransport, MemoryTransport]:
     """The client's end and the server's of a new connection; neither has a protocol yet."""
-    near, far = MemoryTransport(network, client, server), MemoryTransport(network, server, client)
+    kind = MemoryUNIXTransport if isinstance(server, UNIXAddress) else MemoryTransport
+    near, far = kind(network, client, server), kind(network, server, client)
     near._other, far._other = far, near
     return near, far

@@ -189,6 +189,9 @@ class Transaction:
         self.culprit = reply
 
     def _unexpected(self, command: str, reply: Reply) -> None:
+        if reply.code < 400 and not self.content_begun:
+            # Replies and commands are out of step: who was refused may not have been meant.
+            self.final = None
         self._cut(f"the reply to {command} was {reply}", reply)
 
     def _rset(self, reply: Reply) -> None:

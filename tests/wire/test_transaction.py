@@ -75,7 +75,7 @@ class Flights(SynchronousTestCase):
             (True, b"RSET\r\n", [RSET, MAIL, RCPT, RCPT, DATA]),
         ):
             transaction = begin(rset_due=rset_due)
-            self.assertEqual(transaction.step, COMMANDS)
+            self.assertEqual((transaction.step, transaction.content_written), (COMMANDS, False))
             data = before + self.MAIL_LINE + b"\r\n" + self.RCPT_LINES + b"DATA\r\n"
             self.assertEqual(transaction.flight(), (data, kinds))
             self.assertEqual(transaction.step, WAITING)
@@ -180,7 +180,10 @@ ROWS: tuple[tuple[tuple[int, ...], Ends], ...] = (
     ((550, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
     ((550, 503, 503, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
     ((250, 550, 550, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
-    # Codes out of place: the session is out of step (rule R2).
+    # Codes out of place: the session is out of step (rule R2), and who was refused may not have been meant.
+    ((550, 354), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
+    ((550, 250, 250, 250), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
+    ((250, 550, 550, 250), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
     ((251,), Ends(CUT, decided=False, keeps=False)),
     ((220,), Ends(CUT, decided=False, keeps=False)),
     ((354,), Ends(CUT, decided=False, keeps=False)),
@@ -191,12 +194,29 @@ ROWS: tuple[tuple[tuple[int, ...], Ends], ...] = (
     ((250, 250, 250, 250), Ends(CUT, (ONE, TWO), decided=False, keeps=False)),
     ((250, 250, 250, 334), Ends(CUT, (ONE, TWO), decided=False, keeps=False)),
     ((250, 250, 250, 354, 354), Ends(CUT, decided=False, keeps=False)),
+    # Where the classes of codes end.
+    ((399,), Ends(CUT, decided=False, keeps=False)),
+    ((400, 503, 503, 503), Ends(DONE, (), {ONE: 400, TWO: 400})),
+    ((599, 503, 503, 503), Ends(DONE, (), {ONE: 599, TWO: 599})),
+    ((250, 399), Ends(CUT, decided=False, keeps=False)),
+    ((250, 400, 599, 503), Ends(DONE, (), {ONE: 400, TWO: 599})),
+    ((250, 250, 250, 399), Ends(CUT, (ONE, TWO), decided=False, keeps=False)),
+    ((250, 250, 250, 400), Ends(DONE, (), {ONE: 400, TWO: 400})),
+    ((250, 250, 250, 354, 300), Ends(CUT, decided=False, keeps=False)),
+    ((250, 250, 250, 354, 399), Ends(CUT, decided=False, keeps=False)),
+    ((250, 250, 250, 354, 400), Ends(DONE, (), {ONE: 400, TWO: 400})),
+    ((550, 399), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
+    ((550, 550, 550, 399), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
+    ((550, 550, 550, 354, 299), Ends(DONE, (), BOTH, pipelined_only=True)),
+    ((550, 550, 550, 354, 300), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
+    ((550, 550, 550, 354, 399), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
+    ((550, 550, 550, 354, 400), Ends(DONE, (), BOTH, pipelined_only=True)),
     # 354 in spite of refusals (rule R6): a lone dot where nobody would get anything, an abort where somebody might.
     ((250, 550, 550, 354, 554), Ends(DONE, (), BOTH, pipelined_only=True)),
     ((250, 550, 550, 354, 250), Ends(DONE, (), BOTH, pipelined_only=True)),
     ((550, 503, 503, 354, 503), Ends(DONE, (), BOTH, pipelined_only=True)),
     ((550, 550, 550, 354, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
-    ((550, 550, 550, 354, 354), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
+    ((550, 550, 550, 354, 354), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
     ((550, 250, 550, 354), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
     ((550, 250, 250, 354), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
     ((550, 250, 250, 503), Ends(DONE, (), BOTH, pipelined_only=True)),
