@@ -23,6 +23,7 @@ from mailcache.tls import TLSFailed, TLSLayer
 from mailcache.trust.evidence import Evidence
 from mailcache.wire.commands import QUIT
 from mailcache.wire.replies import Reply, ReplyParser
+from mailcache.writing import Writer
 
 NEVER = float("inf")
 
@@ -92,9 +93,7 @@ class Connection(Protocol):
         self._now = now
         self._on_gone = on_gone
         self._wire: Any = None
-        # The socket's own send, and whether bytes may be waiting in the transport that must go first.
-        self._socket_send: Callable[[bytes], int] | None = None
-        self._behind = False
+        self._writer: Any = None
         self._parser = ReplyParser()
         self._owed: list[float] = []
         self._tls: TLSLayer | None = None
@@ -115,14 +114,17 @@ class Connection(Protocol):
 
     def connectionMade(self) -> None:
         wire = self._wire = self.transport
+        self._writer = Writer(wire)
         if ITCPTransport.providedBy(wire):
             wire.setTcpNoDelay(True)
             wire.setTcpKeepAlive(True)
         handle = wire.getHandle() if ISystemHandle.providedBy(wire) else None
-        if isinstance(handle, socket.socket):
-            self._socket_send = handle.send
-            if handle.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-                handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
+        if (
+            isinstance(handle, socket.socket)
+            and handle.family != socket.AF_UNIX
+            and hasattr(socket, "TCP_USER_TIMEOUT")
+        ):
+            handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
 
     def dataReceived(self, data: bytes) -> None:
         if self._ended:
@@ -194,7 +196,7 @@ class Connection(Protocol):
                 self.deadline = NEVER
                 # All commands are answered, so none waits in the transport; content may, if its reply came early.
                 if not self._parser.lenient:
-                    self._behind = False
+                    self._writer.behind = False
             if self._quitting:
                 self._leave()
             else:
@@ -244,7 +246,7 @@ class Connection(Protocol):
         self._tls = TLSLayer(context, servername)
         self.deadline = self._now() + limit
         self._tls.handshake()
-        self._behind = True
+        self._writer.behind = True
         self._wire.write(self._tls.outgoing())
 
     def write(self, data: bytes, limits: Iterable[float]) -> None:
@@ -273,7 +275,7 @@ class Connection(Protocol):
         self._content_limits = limits
         self._paused = False
         self._chunks = chunks
-        self._behind = True
+        self._writer.behind = True
         try:
             self._next_chunk = next(chunks)
         except ContentFailed as error:
@@ -325,17 +327,7 @@ class Connection(Protocol):
             except TLSFailed as error:
                 self.cut("tls", f"TLS failed: {error}")
                 return
-        if not self._behind and self._socket_send is not None:
-            # A flight mostly goes into the socket at once, which saves two epoll_ctl and a turn of the loop.
-            try:
-                sent = self._socket_send(data)
-            except OSError:
-                sent = 0
-            if sent == len(data):
-                return
-            self._behind = True
-            data = data[sent:]
-        self._wire.write(data)
+        self._writer.write(data)
 
     def forget_content(self) -> None:
         """The reply to the content has come: from here on a flawed reply ends the connection again."""
@@ -361,7 +353,7 @@ class Connection(Protocol):
     def reclaim(self) -> None:
         """Have the stream back; whoever calls this knows that nothing is owed."""
         self._borrower = None
-        self._behind = False
+        self._writer.behind = False
         if not self._ended:
             self.deadline = NEVER
 

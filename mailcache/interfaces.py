@@ -86,7 +86,10 @@ class IRouter(Interface):
     """Finds where a destination's mail goes."""
 
     def route(destination: Destination) -> Deferred[Route]:
-        """Fires the `Route`, at least one hop; fails with a `DeliveryError` of phase "routing". Can be cancelled."""
+        """Fires the `Route`, at least one hop; fails with a `DeliveryError` of phase "routing". Can be cancelled.
+
+        It must come to an end by itself: requests wait for it without a time limit of their own.
+        """
 
 
 class IPairs(Interface):

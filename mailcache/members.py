@@ -141,11 +141,12 @@ class Member:
 class Request:
     """Somebody who wants a session.
 
+    :param patience: seconds for which it may wait for a place, where limits leave none; openings take their own time.
     :ivar tried: the endpoints where opening one for it has failed, the last time with ``error``.
     :ivar opening: the member that is being opened for it.
     :ivar waits_for: the member that is being closed to make room for it.
     :ivar short_of: tells whose end would make room for it, if it waits because of a limit and for nobody's end yet.
-    :ivar deadline: when it loses patience, if it waits for a place then.
+    :ivar deadline: when it loses patience; `NEVER` if it has not begun to wait for a place.
     :ivar number: its place in the order of waiting.
     :ivar waiting: it is in a queue.
     :ivar miss: why no kept session served it when it came.
@@ -161,6 +162,7 @@ class Request:
         "needs",
         "number",
         "opening",
+        "patience",
         "short_of",
         "tried",
         "waiting",
@@ -173,8 +175,10 @@ class Request:
         needs: Needs = NO_NEEDS,
         fresh: bool = False,
         avoid: frozenset[Endpoint] = frozenset(),
+        patience: float = 30.0,
     ) -> None:
         self.destination = destination
+        self.patience = patience
         self.needs = needs
         self.fresh = fresh
         self.avoid = avoid
@@ -183,7 +187,7 @@ class Request:
         self.opening: Member | None = None
         self.waits_for: Member | None = None
         self.short_of: Callable[[Member], bool] | None = None
-        self.deadline = 0.0
+        self.deadline = NEVER
         self.number = 0
         self.waiting = False
         self.miss = ""

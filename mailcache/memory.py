@@ -101,11 +101,11 @@ class MemorySessionCache:
         patience = self._limits.wait_timeout if timeout is None else timeout
         if not isinstance(patience, (int, float)) or not 0 <= patience < float("inf"):
             raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
-        request = Request(destination, needs, fresh, avoid)
+        request = Request(destination, needs, fresh, avoid, patience)
         granted: Deferred[ISession] = Deferred(lambda _: self._cancelled(request))
         self._granted[request] = granted
         self._ticker.start()
-        self._carry_out(pool.request(request, now, patience))
+        self._carry_out(pool.request(request, now))
         return granted
 
     def statistics(self) -> Deferred[dict[str, Any]]:

@@ -84,8 +84,14 @@ class Dialogue:
 
     def connection_cut(self, cut: Cut) -> None:
         self._cut = cut
+        reply, self._reply = self._reply, None
         waiting, self._waiting = self._waiting, None
-        if waiting is not None and not waiting.called:
+        if waiting is None or waiting.called:
+            return
+        if reply is not None and reply.negative and cut.reason == "closed":
+            # A refusal in one read with TLS's close_notify: it says why, and whether to come again.
+            waiting.callback(reply)
+        else:
             waiting.errback(Failure(cut))
 
 

@@ -31,6 +31,7 @@ from mailcache.limits import Limits
 from mailcache.matching import Matching
 from mailcache.members import (
     IDLE,
+    NEVER,
     OPENING,
     Action,
     Candidate,
@@ -127,14 +128,13 @@ class Pool:
                     return member
         return None
 
-    def request(self, request: Request, now: float, timeout: float) -> list[Action]:
-        """Queue ``request``, for which `take` found nothing; it waits ``timeout`` seconds at most for a place."""
+    def request(self, request: Request, now: float) -> list[Action]:
+        """Queue ``request``, for which `take` found nothing."""
         if self.closed:
             return [Fail(request, closed_error())]
         limits = self.limits
         known = self._routes.candidates(request.destination, now)
         request.miss = miss_reason(request, known, self._idle, self._wall)
-        request.deadline = now + timeout
         self._waiting.add(request)
         if self._waiting.size > limits.sessions + limits.waiters:
             return [self._turn_away(request, TOO_MANY)]
@@ -142,9 +142,10 @@ class Pool:
         if self._serve(request, actions, now):
             actions += self._plan(now)
         if self._is_stuck(request):
-            if timeout <= 0:
+            request.deadline = now + request.patience
+            if request.patience <= 0:
                 actions.append(self._turn_away(request, "none is free"))
-            elif not request.fresh and self._stuck > limits.waiters:
+            elif not request.fresh and request.hopeless and self._stuck > limits.waiters:
                 actions.append(self._turn_away(request, TOO_MANY))
         return actions
 
@@ -169,7 +170,7 @@ class Pool:
         if self._stuck > most:
             # While the route was not known nobody could know how many of them would have to wait.
             stuck = [request for request in self._waiting.in_order() if self._is_stuck(request)]
-            actions += [self._turn_away(request, TOO_MANY) for request in stuck[most:]]
+            actions += [self._turn_away(request, TOO_MANY) for request in stuck[most:] if request.hopeless]
         return actions
 
     def unroutable(self, destination: Destination, error: DeliveryError, now: float) -> list[Action]:
@@ -272,8 +273,11 @@ class Pool:
             elif member.idle_until <= now:
                 actions.append(self._evict(member, "idle"))
         for request in self._waiting.in_order():
-            if request.deadline <= now and self._is_stuck(request):
-                actions.append(self._turn_away(request, "none became free in time"))
+            if self._is_stuck(request):
+                if request.deadline == NEVER:
+                    request.deadline = now + request.patience
+                elif request.deadline <= now:
+                    actions.append(self._turn_away(request, "none became free in time"))
         return actions + self._plan(now)
 
     def close(self) -> list[Action]:
@@ -403,7 +407,7 @@ class Pool:
         """Let ``request`` have the place of one ``within`` a limit that is being closed, or is now."""
         if request.waits_for is not None:
             return
-        member = self._places.leaving(within)
+        member = self._places.leaving(within) if request.patience > 0 else None
         if member is None:
             request.short_of = within
             return

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterator
 from heapq import heapify, heappop, heapreplace
 
 from mailcache.destination import Destination
-from mailcache.members import Member, Request
+from mailcache.members import NEVER, Member, Request
 
 _AHEAD = 1 << 62
 """What puts the numbers of fresh requests before those of all others."""
@@ -88,6 +88,7 @@ def own(request: Request, opening: Member) -> None:
         disown(request.waits_for)
     request.opening = opening
     request.short_of = None
+    request.deadline = NEVER
     opening.request = request
 
 

@@ -177,6 +177,29 @@ class Bed:
 KEEPER = "/run/mailcache/mailcache.sock"
 
 
+class WithKeeper(RemoteSessionCache):
+    """A borrower's cache that takes its keeper with it when it is closed."""
+
+    keeper: Keeper
+
+    def close(self) -> Deferred[None]:
+        return super().close().addCallback(lambda _: self.keeper.close())
+
+
+def keeper_cache(
+    reactor: MemoryReactor, limits: Limits | None, timeouts: Timeouts | None, router: Any, **borrower: Any
+) -> WithKeeper:
+    """A borrower of a keeper of its own."""
+    pairs = MemoryPairs(reactor)
+    kept = MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds)
+    keeper = Keeper(reactor, kept, pairs)
+    reactor.listenUNIX(KEEPER, keeper)
+    settings = {"timeouts": timeouts, "wait_timeout": (limits or Limits()).wait_timeout, **borrower}
+    cache = WithKeeper(reactor, f"unix:{KEEPER}", pairs=pairs, clock=reactor.seconds, **settings)
+    cache.keeper = keeper
+    return cache
+
+
 class KeeperBed(Bed):
     """The same with a keeper in between: ``cache`` is a borrower's, and ``kept`` the keeper's."""
 

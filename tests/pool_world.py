@@ -101,13 +101,13 @@ class World:
         timeout: float = 30.0,
     ) -> Request:
         """What a cache's acquire() does."""
-        request = Request(destination, needs, fresh, avoid)
+        request = Request(destination, needs, fresh, avoid, timeout)
         member = None if fresh or self.pool.closed else self.pool.take(destination, needs, avoid, self.now)
         self.pending.append(request)
         if member is not None:
             self._granted(request, member)
         else:
-            self.do(self.pool.request(request, self.now, timeout))
+            self.do(self.pool.request(request, self.now))
         return request
 
     def cancel(self, request: Request) -> None:

@@ -227,7 +227,7 @@ class ClockTests(Memory, SynchronousTestCase):
     def test_settings_of_another_type_are_refused(self) -> None:
         for arguments in ({"limits": 5}, {"timeouts": {"mail": 5}}):
             with self.assertRaises(ValueError):
-                MemorySessionCache(MemoryReactor(), **arguments)  # type: ignore[arg-type]
+                MemorySessionCache(MemoryReactor(), **arguments)
 
     def test_a_limit_that_is_short_is_kept_to_the_tenth(self) -> None:
         bed = self.bed(faults=[Fault("mail", "silence")], timeouts=Timeouts(mail=0.5))

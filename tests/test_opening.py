@@ -134,6 +134,17 @@ class Hello(Case):
             self.assertEqual(str(error.reply), greeting.decode())
             self.assertEqual(self.commands(bed), ["QUIT"] if error.reply.negative else [])
 
+    def test_says_no_quit_to_who_hangs_up(self) -> None:
+        """421 at any place: the server closes by itself."""
+        for point in ("banner", "ehlo", "starttls", "ehlo2", "auth"):
+            bed = Bed(faults=[Fault(point, "421")], credentials=CREDENTIALS, server={"users": USERS})
+            error = bed.finish(bed.acquire())
+            assert isinstance(error, DeliveryError) and error.reply is not None, repr(error)
+            self.assertEqual((error.reply.code, error.retriable), (421, True))
+            bed.reactor.run_for(10)
+            self.assertEqual((bed.server.connections[0].quit_seen, bed.server.open_count), (False, 0))
+            self.assertEqual(bed.counts(), (0, 0, 0, 0))
+
     def test_gives_its_name(self) -> None:
         """The one that is given; else the host's full name, else its address."""
         for host, helo_name, local, said in (
@@ -385,6 +396,23 @@ class Authentication(Case):
             )
             self.assertEqual(bed.server.connection_count, 2)
             bed.close()
+
+    def test_a_refusal_is_final_also_where_the_server_closes_with_it(self) -> None:
+        """Reply and close_notify come in one read."""
+
+        def refuses_and_leaves(point: str, argument: str, record: Connection) -> bytes | None:
+            if point == "auth":
+                bed.reactor.callLater(0, bed.server._live[-1].close)
+                return b"535 5.7.8 once too often"
+            return None
+
+        bed = self.bed(server={"verdict": refuses_and_leaves})
+        bed.reactor.hosts["mx.test"] = ["127.0.0.1", "127.0.0.2"]
+        bed.server.listen(PORT, "127.0.0.2")
+        error = bed.deliver(destination=bed.to(f"[mx.test]:{PORT}", credentials=CREDENTIALS))
+        self.assertEqual((verdict_of(error), error.phase, error.retriable), ("NEXT", "auth", False))
+        self.assertEqual((str(error.reply), bed.server.connection_count), ("535 5.7.8 once too often", 1))
+        bed.close()
 
     def test_a_refusal_for_now_is_not(self) -> None:
         bed = self.bed(faults=[Fault("auth", "4xx")])
@@ -682,8 +710,9 @@ class Secrets(SynchronousTestCase):
                 bed = self.bed(offers=offers, auth=reply)
                 error = bed.deliver()
                 self.assertEqual((verdict_of(error), error.phase), ("NEXT", "auth"))
-                if error.reply is not None and reply[:3].isdigit():
-                    self.assertEqual(error.reply.code, int(reply[:3]), "the code is no secret")
+                told = None if error.reply is None else error.reply.code
+                unasked_for = reply == said or reply.startswith(b"250 ok")
+                self.assertEqual(told, None if unasked_for else int(reply[:3]), "the code is no secret")
                 self.end(bed, error)
 
     def test_a_reply_without_them_is_told_as_it_is(self) -> None:

@@ -299,6 +299,18 @@ class SharingTests(SynchronousTestCase):
         self.assertIs(world.serve(TWO, A), member)
         self.assertIsNot(world.serve(ONE, A), member)
 
+    def test_a_session_that_goes_to_another_leaves_its_place_to_who_waits_for_one(self) -> None:
+        world = World(sessions_per_destination=2)
+        world.know(ONE, Hop(A, "mx.example"), Hop(B, "mx.example"))
+        world.know(TWO, Hop(A, "mx.example"))
+        idle, ending = world.serve(ONE), world.serve(ONE)
+        world.release(idle)
+        world.release(ending, reusable=False)
+        world.ask(ONE, avoid=frozenset({A}))
+        self.assertEqual(world.openings, [])
+        self.assertIs(world.got(world.ask(TWO)), idle)
+        self.assertEqual([member.candidate.endpoint for member in world.openings], [B])
+
     def test_a_session_is_not_shared_beyond_the_limit_of_who_wants_it(self) -> None:
         world = World(sessions_per_destination=1)
         world.serve(TWO, A)

@@ -336,6 +336,22 @@ class WaitersTests(SynchronousTestCase):
         error = world.error(world.ask(ONE, timeout=0))
         self.assertEqual(error.phase, "waiting")
 
+    def test_nobody_is_evicted_for_one_who_will_not_wait(self) -> None:
+        world = World(sessions=1)
+        world.release(world.serve(ONE, A))
+        world.know(as_user("anne"), Hop(A, "mx.example"))
+        self.assertEqual(world.error(world.ask(as_user("anne"), timeout=0)).phase, "waiting")
+        self.assertEqual(world.closed_for, {})
+
+    def test_with_no_waiters_allowed_another_still_makes_room(self) -> None:
+        world = World(sessions=1, waiters=0)
+        member = world.serve(ONE, A)
+        world.release(member)
+        world.know(as_user("anne"), Hop(A, "mx.example"))
+        world.ask(as_user("anne"))
+        world.vanish(member)
+        self.assertEqual(len(world.openings), 1)
+
     def test_who_will_not_wait_for_a_place_waits_for_an_opening(self) -> None:
         world = World()
         request = world.ask(ONE, timeout=0)
@@ -344,6 +360,19 @@ class WaitersTests(SynchronousTestCase):
         world.open(world.openings[0])
         self.assertIn(request, world.ended)
 
+    def test_the_time_that_an_opening_takes_is_no_time_of_waiting(self) -> None:
+        world = World(sessions_per_endpoint=1)
+        world.serve(TWO, B)
+        request = world.ask(ONE, timeout=10)
+        world.resolve(ONE, A, B)
+        world.pass_time(60)
+        world.fail(world.openings[0])
+        for _ in range(40):
+            world.pass_time(0.25)
+            self.assertNotIn(request, world.ended)
+        world.pass_time(0.25)
+        self.assertEqual(world.error(request).phase, "waiting")
+
     def test_the_error_of_one_who_waited_carries_his_own_last_real_one(self) -> None:
         world = World(sessions_per_endpoint=1)
         world.serve(TWO, B)
@@ -351,6 +380,7 @@ class WaitersTests(SynchronousTestCase):
         world.resolve(ONE, A, B)
         refused = failure("greeting", code=554)
         world.fail(world.openings[0], refused)
+        world.pass_time(0.25)
         world.pass_time(10)
         self.assertEqual(world.error(request).phase, "waiting")
         self.assertIs(world.error(request).__cause__, refused)

@@ -198,5 +198,5 @@ class PoolMachine(RuleBasedStateMachine):
 class ModelTests(SynchronousTestCase):
     def test_the_promises_hold_in_random_worlds(self) -> None:
         run_state_machine_as_test(
-            PoolMachine, settings=settings(deadline=None, max_examples=150, stateful_step_count=60)
+            PoolMachine, settings=settings(deadline=None, max_examples=400, stateful_step_count=60)
         )

@@ -87,7 +87,7 @@ class FailureTests(SynchronousTestCase):
             world = World()
             world.serve(ONE, A, capabilities=BARE)
             world.know(ONE, Hop(A, "mx.example"), Hop(B, "mx.example"))
-            request = world.ask(ONE, **more)  # type: ignore[arg-type]
+            request = world.ask(ONE, **more)
             while world.openings:
                 world.fail(world.openings[0])
             self.assertIn(request, world.ended, more)

@@ -93,6 +93,7 @@ class RemoteSessionCache:
         self._lingering: dict[Borrowed, None] = {}
         self._open: set[Borrowed] = set()
         self._encoded: dict[Destination, bytes] = {}
+        self._endpoints: dict[Destination, Endpoint] = {}
         self._ticker = Ticker(reactor, TICK, self._tick)
         self._linger_ticker = Ticker(reactor, LINGER_TICK, self._tick_lingering)
         self._closing = False
@@ -113,7 +114,7 @@ class RemoteSessionCache:
         if not isinstance(destination, Destination):
             raise ValueError(f"destination: a Destination is wanted, not {type(destination).__name__}")
         patience = self._wait_timeout if timeout is None else timeout
-        if patience < 0:
+        if not isinstance(patience, (int, float)) or not 0 <= patience < float("inf"):
             raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
         waiter = Waiter(destination, needs, fresh, avoid, self._now() + patience)
         waiter.granted = Deferred(lambda _: self._cancelled(waiter))
@@ -124,6 +125,7 @@ class RemoteSessionCache:
             if waiter.takes(borrowed):
                 del self._lingering[borrowed]
                 return succeed(self._hand_on(borrowed))
+        self._make_way(waiter)
         if not self._link.want():
             self._fall_back(waiter)
             return waiter.granted
@@ -188,6 +190,17 @@ class RemoteSessionCache:
         self._check_closed()
         return closed
 
+    def _make_way(self, waiter: Waiter) -> None:
+        """What lingers here for others goes back if the keeper may serve ``waiter`` with it."""
+        if not self._lingering:
+            return
+        where = waiter.destination
+        endpoint = self._endpoints.get(where)
+        for borrowed in list(self._lingering):
+            key = borrowed.session.key
+            if endpoint in (None, key.endpoint) and (where.identity, where.tls_class) == (key.identity, key.tls_class):
+                self._return(borrowed)
+
     # -- waiting -----------------------------------------------------------------------------------------------
 
     def _cancelled(self, waiter: Waiter) -> None:
@@ -244,6 +257,7 @@ class RemoteSessionCache:
         if data is None:
             if len(self._encoded) >= MAX_ENCODED:
                 self._encoded.clear()
+                self._endpoints.clear()
             data = self._encoded[destination] = codec.encode_destination(destination)
         return data
 
@@ -279,9 +293,17 @@ class RemoteSessionCache:
         waiter = self._asker(asked)
         if waiter is None:
             return
-        now = self._now()
-        if error.phase == "waiting" and asked.deadline <= now + TICK and asked.deadline < waiter.deadline - TICK:
-            return  # He for whom it was asked would have lost patience; this one came later, and asks again.
+        if error.phase == "waiting" and asked.waiter is None:
+            queue = self._waiting.queue(asked.destination)
+            assert queue is not None
+            soon = self._now() + TICK
+            if asked.deadline > soon:
+                # There is no place even to wait: whoever came last has none.
+                *_, waiter = queue.plain()
+            else:
+                waiter = min(queue.plain(), key=lambda each: each.deadline)
+                if waiter.deadline > soon:
+                    return  # He for whom it was asked would have lost patience; this one came later: ask again.
         self._waiting.remove(waiter)
         waiter.granted.errback(Failure(error))
 
@@ -310,6 +332,7 @@ class RemoteSessionCache:
             self._send_release(Released(grant.lease, grant.pair, 0, 0, True))
             return
         borrowed.granted(grant, asked.destination, self._now())
+        self._endpoints[asked.destination] = borrowed.session.key.endpoint
         self._leased.add(borrowed)
         if asked.waiter is not None and asked.waiter.takes(borrowed) and self._waiting.remove(asked.waiter):
             asked.waiter.granted.callback(Lease(self, borrowed, borrowed.session))

@@ -27,12 +27,17 @@ from mailcache.remote.relay import Relay
 from mailcache.remote.watch import Watch
 from mailcache.result import DeliveryError
 from mailcache.session import Session
+from mailcache.ticker import Ticker
 
 MAX_REQUESTS = 1_000
 """Requests of one borrower that wait at one time: as many as a cache lets wait by default."""
 
 END_PATIENCE = 1.0
 """Seconds for the release, or the end of the link, that explains a pair's end."""
+
+LOOK_EVERY, LOOKS = 1.0, 5
+"""Seconds between looks at who has a lease and says nothing, and how many end his link: a borrower that lives calls
+Ping three times a second while it has one. Looks are counted, since a keeper that was stopped itself has heard nobody."""
 
 MAX_DESTINATIONS = 1_000
 """Destinations remembered by the bytes that said them."""
@@ -76,6 +81,7 @@ class Borrower(GuardedAMP):
         self._next_lease = 1
         self._greeted = False
         self._lost = False
+        self._silent = 0
         self.uid: int | None = None
         self.pid: int | None = None
 
@@ -97,6 +103,19 @@ class Borrower(GuardedAMP):
         for pair in list(self._lent.values()):
             self._end_pair(pair)
         super().connectionLost(reason)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._silent = 0
+        super().dataReceived(data)
+
+    def look(self) -> bool:
+        """Time has passed; gives whether it has leases."""
+        if not any(pair.lease for pair in self._lent.values()):
+            return False
+        self._silent += 1
+        if self._silent > LOOKS:
+            self.drop("it has leases, and stands still")
+        return True
 
     def knows(self, name: bytes) -> bool:
         return self._greeted or name == commands.Hello.commandName
@@ -199,6 +218,7 @@ class Borrower(GuardedAMP):
             answer["facts"] = facts
             self.close_when_sent(descriptor)
         pair.relay.begin(session.connection, session.rset_due)
+        self._keeper.ticker.start()
         pair.lease = lease
         pair.lease_number = self._next_lease
         self._next_lease += 1
@@ -300,6 +320,7 @@ class Keeper(Factory):
         self.pairs = pairs if pairs is not None else SocketPairs(reactor)
         self.closing = False
         self.borrowers: set[Borrower] = set()
+        self.ticker = Ticker(reactor, LOOK_EVERY, self._look)
         self._destinations: dict[tuple[bytes, int | None], Destination] = {}
         cache.watch(self._session_gone)
 
@@ -334,6 +355,9 @@ class Keeper(Factory):
         for borrower in list(self.borrowers):
             transport: Any = borrower.transport
             transport.abortConnection()
+
+    def _look(self) -> bool:
+        return any([borrower.look() for borrower in self.borrowers])
 
     def _session_gone(self, session: Session) -> None:
         for borrower in list(self.borrowers):

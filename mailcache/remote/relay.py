@@ -12,10 +12,11 @@ from zope.interface import implementer
 
 from mailcache.connection import Connection
 from mailcache.remote.watch import CUT, HOLD, Watch
+from mailcache.writing import Writer
 
-BORROWERS_TURN = 5.0
-"""Seconds without a byte moved until a lease is revoked, while its borrower is to move: one that has a session has
-something to send, linger takes 50 ms, and a loop that stands still for longer than this serves nobody."""
+BORROWERS_TURN = 60.0
+"""Seconds without a byte moved until a lease is revoked, while its borrower is to move: who has a session has something
+to send. A borrower that stands still altogether is noticed by its silence on the link, much earlier."""
 
 SERVERS_TURN = 900.0
 """The same while the server is to move: longer than the longest wait of a transaction (600 s), which is the
@@ -58,6 +59,7 @@ class Relay(Protocol):
         self._on_end = on_end
         self._connection: Connection | None = None
         self._wire: Any = None
+        self._writer: Any = None
         self._paused = False
         self._held = b""
         self._ending = False
@@ -67,6 +69,7 @@ class Relay(Protocol):
 
     def connectionMade(self) -> None:
         self._wire = self.transport
+        self._writer = Writer(self._wire)
 
     # -- a lease -----------------------------------------------------------------------------------------------
 
@@ -81,6 +84,7 @@ class Relay(Protocol):
         self._paused = False
         self._held = b""
         self.sent = self.received = 0
+        self._writer.behind = False
         self.watch.begin(rset_due)
         connection.lend(self, BORROWERS_TURN)
         connection.register_source(Pausing(self._pause, self._resume))
@@ -167,7 +171,7 @@ class Relay(Protocol):
             return
         data, self._held = self._held, b""
         self.received += len(data)
-        self._wire.write(data)
+        self._writer.write(data)
         self._moved()
 
     def stream_ended(self) -> None:

@@ -67,7 +67,7 @@ class MemoryConnector:
         if self._destination is None:
             self._reactor.callLater(0, self.fail, error.DNSLookupError(f"no address for {self._named[0]}"))
         else:
-            self._reactor.callLater(self._reactor.latency, self._synchronise, self._attempt)
+            self._reactor.callLater(self._reactor.latency_to(self._destination), self._synchronise, self._attempt)
 
     def _synchronise(self, attempt: int) -> None:
         if self.state == "connecting" and attempt == self._attempt:

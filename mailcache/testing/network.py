@@ -6,7 +6,7 @@
     reactor.run_for(0.05)       # one round trip
 
 With a latency of L the client is connected after 2 L, the server after 3 L (SYN, SYN-ACK, ACK), and octets
-take L.
+take L. UNIX sockets have none: both ends are on one host.
 """
 
 from __future__ import annotations
@@ -192,6 +192,10 @@ class MemoryReactor(Clock):
             host = "::1" if isinstance(destination, IPv6Address) else "127.0.0.1"
         return _tcp_address(host, port or next(self._client_ports))
 
+    def latency_to(self, address: IAddress) -> float:
+        """Seconds that anything takes to get there, or back."""
+        return 0.0 if isinstance(address, UNIXAddress) else self.latency
+
     def synchronise(self, connector: MemoryConnector) -> None:
         """The first segment of a connect reaches its destination: answer it, unless it is a black hole."""
         destination = connector.getDestination()
@@ -200,9 +204,9 @@ class MemoryReactor(Clock):
         port = self._port_for(destination)
         if port is None:
             refused = Refused(111, f"nothing listens at {destination}")
-            self.callLater(self.latency, connector.fail, refused)
+            self.callLater(self.latency_to(destination), connector.fail, refused)
         else:
-            self.callLater(self.latency, self._establish, connector, port)
+            self.callLater(self.latency_to(destination), self._establish, connector, port)
 
     def _establish(self, connector: MemoryConnector, port: MemoryPort) -> None:
         if connector.state != "connecting":

@@ -56,13 +56,15 @@ def _because(error: Exception) -> Failure:
 class Network(Shape):
     """What a transport needs of the network it is part of."""
 
-    latency: float
     connections: list[MemoryTransport]
     descriptors: dict[int, MemoryTransport]
 
     @property
     def clock(self) -> IReactorTime:
         """The time of the network."""
+
+    def latency_to(self, address: IAddress) -> float:
+        """Seconds that anything takes to get there, or back."""
 
 
 @implementer(ITCPTransport, IConsumer, IPushProducer)
@@ -232,7 +234,7 @@ class MemoryTransport:
     def post(self, arrive: Callable[..., object], *arguments: object) -> None:
         """Have something happen at the other end after the latency, and after all that was sent before."""
         now = self._network.clock.seconds()
-        self._last_arrival = max(now + self._network.latency, self._last_arrival)
+        self._last_arrival = max(now + self._network.latency_to(self._peer), self._last_arrival)
         self._arrivals.append(partial(arrive, *arguments))
         self._later(self._last_arrival - now, self._arrival)
 

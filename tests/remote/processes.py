@@ -1,0 +1,191 @@
+"""Real processes for tests: keepers as ``twist mailcache`` runs them, and borrowers."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IProcessTransport
+from twisted.internet.protocol import ProcessProtocol
+from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
+from twisted.trial.unittest import TestCase
+
+from mailcache.testing import SMTPServer
+from tests.helpers import authority, ca_file
+
+ROOT = Path(__file__).parent.parent.parent
+GLANCE = 0.02
+"""Seconds between looks at what can only be looked at."""
+
+
+class Ended(Exception):  # noqa: N818
+    """A process has ended before it said what was waited for."""
+
+
+class Process(ProcessProtocol):
+    """A process that tells what it has to tell in lines of JSON, of which each is awaited or kept."""
+
+    transport: IProcessTransport
+
+    def __init__(self) -> None:
+        self.ended: Deferred[None] = Deferred()
+        self.running = True
+        self.heard: list[dict[str, Any]] = []
+        self.output = b""
+        self._rest = b""
+        self._awaited: list[tuple[Callable[[dict[str, Any]], Any], Deferred[dict[str, Any]]]] = []
+
+    @property
+    def pid(self) -> int:
+        pid: int = self.transport.pid  # type: ignore[attr-defined]
+        return pid
+
+    def outReceived(self, data: bytes) -> None:
+        self.output += data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            if line.startswith(b"{"):
+                self._hear(json.loads(line))
+
+    def errReceived(self, data: bytes) -> None:
+        self.output += data
+
+    def _hear(self, facts: dict[str, Any]) -> None:
+        self.heard.append(facts)
+        for waiting in list(self._awaited):
+            wanted, deferred = waiting
+            if wanted(facts):
+                self._awaited.remove(waiting)
+                deferred.callback(facts)
+
+    def hears(self, wanted: Callable[[dict[str, Any]], Any]) -> Deferred[dict[str, Any]]:
+        """Fires the next line that is ``wanted``."""
+        heard: Deferred[dict[str, Any]] = Deferred()
+        self._awaited.append((wanted, heard))
+        return heard
+
+    def does(self, do: str, answer: str | None, **arguments: Any) -> Deferred[dict[str, Any]]:
+        """Give it a line; fires the next it gives that has ``answer``."""
+        self.transport.write(json.dumps({"do": do, **arguments}).encode() + b"\n")  # type: ignore[call-arg, arg-type]
+        return self.hears(lambda facts: answer in facts or "failed" in facts)
+
+    def processEnded(self, reason: Failure) -> None:
+        self.running = False
+        self.ended.callback(None)
+        for _, deferred in self._awaited:
+            deferred.errback(Failure(Ended(self.output.decode(errors="replace"))))
+
+    def kill(self, number: int) -> None:
+        if self.running:
+            os.kill(self.pid, number)
+
+    def end(self) -> Deferred[None]:
+        """For addCleanup: whatever state it is in, it ends."""
+        self.kill(signal.SIGKILL)
+        return self.ended
+
+
+def descriptors(pid: int) -> int:
+    """How many a process has open."""
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def until(condition: Callable[[], Any], seconds: float, state: Callable[[], object] = lambda: "") -> Deferred[None]:
+    """Look again and again until ``condition`` holds."""
+    end = reactor.seconds() + seconds  # type: ignore[attr-defined]
+
+    def look() -> None:
+        if condition():
+            loop.stop()
+        elif reactor.seconds() > end:  # type: ignore[attr-defined]
+            raise AssertionError(f"not within {seconds} s: {state()}")
+
+    loop = LoopingCall(look)
+    return loop.start(GLANCE).addCallback(lambda _: None)
+
+
+class ProcessCase(TestCase):
+    """A scripted server in this process; keepers and borrowers in others. All that was started is ended."""
+
+    timeout = 60
+    server: SMTPServer
+
+    def serve(self, **settings: Any) -> SMTPServer:
+        certificate = authority().issue(names=("localhost",), addresses=("127.0.0.1",))
+        self.server = SMTPServer(reactor, certificate=certificate, **settings)
+        self.server.listen()
+        self.addCleanup(self.server.close)
+        return self.server
+
+    def _spawn(self, *command: str) -> Process:
+        process = Process()
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        reactor.spawnProcess(process, sys.executable, [sys.executable, *command], env=environment)  # type: ignore[attr-defined]
+        self.addCleanup(process.end)
+        return process
+
+    async def keeper(self, path: str | None = None, **limits: object) -> Process:
+        """A keeper that listens."""
+        folder = Path(self.mktemp())
+        folder.mkdir()
+        self.socket = path or f"/tmp/mailcache-{os.getpid()}-{id(self):x}.sock"
+        configuration = folder / "keeper.toml"
+        configuration.write_text("[limits]\n" + "".join(f"{name} = {value}\n" for name, value in limits.items()))
+        process = self._spawn(
+            "-m", "twisted", "--log-level=warn", "mailcache", "--listen", f"unix:{self.socket}:mode=600",
+            "--config", str(configuration),
+        )  # fmt: skip
+        await until(lambda: os.path.exists(self.socket) or not process.running, 20)
+        self.assertTrue(process.running, process.output.decode())
+        self.addCleanup(lambda: [os.unlink(name) for name in _left(self.socket)])
+        return process
+
+    def borrower(
+        self, next_hop: str | None = None, ca: str | None = None, domain: str = "y.test", pid: int | None = None
+    ) -> Process:
+        where = next_hop if next_hop is not None else f"[127.0.0.1]:{self.server.port}"
+        script = str(Path(__file__).with_name("borrower_process.py"))
+        return self._spawn(script, self.socket, where, ca if ca is not None else ca_file(), domain)
+
+    def committed(self) -> dict[str, int]:
+        """How often the server has taken each message, by Message-ID."""
+        counts: dict[str, int] = {}
+        for message in self.server.messages:
+            if message.committed:
+                label = message.content.split(b"<", 1)[1].split(b">", 1)[0].decode()
+                self.assertEqual(message.content.count(b"Message-ID:"), 1, "two messages in one")
+                counts[label] = counts.get(label, 0) + 1
+        return counts
+
+    def check_outcomes(self, borrowers: Iterable[Process], expected: int, errors: int = 0) -> dict[str, str]:
+        """Each message has one outcome, and the server has it as often as that allows."""
+        outcomes: dict[str, str] = {}
+        details = []
+        for borrower in borrowers:
+            for facts in borrower.heard:
+                if "outcome" in facts:
+                    self.assertNotIn(facts["label"], outcomes)
+                    outcomes[facts["label"]] = facts["outcome"]
+                    if facts["outcome"] != "sent":
+                        details.append(facts)
+        counts = self.committed()
+        self.assertEqual(len(outcomes), expected)
+        allowed = {"sent": (1,), "uncertain": (0, 1), "error": (0,), "refused": (0,)}
+        for label, outcome in outcomes.items():
+            self.assertIn(counts.get(label, 0), allowed[outcome], (label, outcome))
+        wrong = [facts for facts in details if facts["outcome"] in ("error", "refused")]
+        self.assertLessEqual(len(wrong), errors, wrong)
+        self.assertEqual(self.server.violations, [])
+        return outcomes
+
+
+def _left(path: str) -> list[str]:
+    return [name for name in (path, path + ".lock") if os.path.lexists(name)]
