@@ -95,7 +95,7 @@ class MemorySessionCache:
             raise ValueError(f"destination: a Destination is wanted, not {type(destination).__name__}")
         now = self._now()
         pool = self._pool
-        member = None if fresh or pool.closed else pool.take(destination, needs, avoid, now)
+        member = None if fresh else pool.take(destination, needs, avoid, now)
         if member is not None:
             return succeed(self._lease(member, now))
         patience = self._limits.wait_timeout if timeout is None else timeout
@@ -340,7 +340,7 @@ class MemorySessionCache:
         return not self._pool.empty or bool(self._connections)
 
     def _check_closed(self) -> None:
-        if self._closed and self._pool.empty and not self._connections and not self._todo:
+        if self._closed and self._pool.empty and not self._todo:
             self._ticker.stop()
             waiting, self._closed = self._closed, []
             for closed in waiting:

@@ -117,9 +117,8 @@ class Places:
         """``member``'s socket is gone, and its place is free. May be said again."""
         if member not in self.members:
             return
-        if member.state != LEASED:  # else its borrower is still to end the lease
-            self._leave(member)
-            member.state = CLOSING
+        self._leave(member)
+        member.state = CLOSING
         self.members.remove(member)
         _decrease(self._at_destination, member.destination)
         _decrease(self._at_endpoint, member.candidate.endpoint)

@@ -57,7 +57,7 @@ class Queues:
         disown(opening)
         endpoint = opening.candidate.endpoint
         for other in queue:
-            if other.opening is None and endpoint not in other.avoid and endpoint not in other.tried:
+            if other.opening is None and endpoint not in other.avoid:
                 own(other, opening)
                 return None
         return opening

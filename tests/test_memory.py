@@ -130,6 +130,29 @@ class ReentryTests(Memory, SynchronousTestCase):
         self.assertEqual(bed.counts(), (1, 1, 0, 0))
         leases[0].release()
 
+    def test_one_who_is_granted_a_session_may_cancel_what_is_to_be_opened_for_the_next(self) -> None:
+        bed = self.bed_with_slow_routes()
+        self.lease(bed, bed.to("two.example")).release()
+        bed.router.slow = True
+        where = bed.to("one.example")
+        first, second = bed.cache.acquire(where), bed.cache.acquire(where)
+        first.addCallback(lambda lease: second.cancel() or lease)
+        bed.router.answer()
+        self.failureResultOf(second, CancelledError)
+        self.assert_counts(bed, 1, 0, 0, 0)
+        self.successResultOf(first).release()
+        self.assertEqual(bed.server.open_count, 1)
+
+    def test_one_who_has_failed_may_close_the_cache_and_the_others_hear_of_their_own_failure_first(self) -> None:
+        bed = self.bed_with_slow_routes()
+        bed.router.slow = True
+        heard: list[str] = []
+        requests = [bed.cache.acquire(bed.to("one.example")) for _ in range(2)]
+        requests[0].addErrback(lambda _: bed.cache.close().addCallback(lambda _: heard.append("closed")))
+        requests[1].addErrback(lambda failure: heard.append(failure.value.phase))
+        bed.router.waiting.errback(DeliveryError("no route", phase="routing"))
+        self.assertEqual(heard, ["routing", "closed"])
+
     def test_one_who_is_granted_a_session_may_close_the_cache(self) -> None:
         bed = self.bed_with_slow_routes()
         self.two_sessions(bed)
@@ -146,6 +169,14 @@ class ReentryTests(Memory, SynchronousTestCase):
         bed.finish(closed[0], 1)
         self.assertEqual(bed.counts(), (0, 0, 0, 0))
 
+    def test_any_number_may_give_their_session_back_from_the_call_that_gave_it_to_them(self) -> None:
+        bed = self.bed(limits=Limits(sessions_per_destination=1))
+        lease = self.lease(bed)
+        outcomes = [Outcome(bed.cache.acquire(bed.destination).addCallback(_give_back)) for _ in range(900)]
+        lease.release()
+        self.assertEqual([outcome.value for outcome in outcomes], ["given back"] * 900)
+        self.assertEqual(bed.counts(), (0, 1, 0, 0))
+
     def test_one_whose_request_has_failed_may_ask_again_at_once(self) -> None:
         bed = self.bed()
         bed.server.stop_listening()
@@ -161,6 +192,11 @@ class ReentryTests(Memory, SynchronousTestCase):
         bed.acquire().deferred.addCallback(lambda _: again.append(bed.acquire()))
         bed.finish(Outcome(bed.cache.close()), 1)
         self.assertIn("closed", str(again[0].value))
+
+
+def _give_back(lease: Any) -> str:
+    lease.release()
+    return "given back"
 
 
 @implementer(IRouter)
@@ -208,6 +244,16 @@ class RouterTests(Memory, SynchronousTestCase):
             self.assertIsInstance(error, DeliveryError)
             self.assertEqual((error.phase, error.retriable), ("routing", True))
             self.assert_counts(bed, 0, 0, 0, 0)
+
+    def test_a_look_up_is_cancelled_when_the_cache_is_closed(self) -> None:
+        router = SlowRouter()
+        router.slow = True
+        bed = self.bed(router=router)
+        request = bed.acquire()
+        bed.finish(Outcome(bed.cache.close()), 1)
+        self.assertIsNotNone(router.waiting)
+        self.assertTrue(router.waiting and router.waiting.called)
+        self.assertIn("closed", str(request.value))
 
     def test_what_is_no_router_is_refused(self) -> None:
         with self.assertRaises(TypeError):

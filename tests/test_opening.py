@@ -237,6 +237,19 @@ class StartTLS(Case):
                 self.assertEqual((verdict_of(error), error.phase), ("NEXT", "starttls"))
                 self.assertIn(part, str(error))
 
+    def test_a_flawed_answer_or_421_is_the_end_at_any_level(self) -> None:
+        """Clear text is gone on with only where the server has refused TLS and nothing else is odd."""
+        for kind in ("barelf", "421", "nul", "multi"):
+            for level in ("may", "verify"):
+                bed = Bed(tls=LEVELS[level], faults=[Fault("starttls", kind)])
+                value = bed.finish(bed.acquire())
+                if kind == "multi":
+                    self.assertEqual(value.evidence.version, "TLSv1.3", "several lines are no flaw")
+                else:
+                    self.assertEqual((verdict_of(value), value.phase), ("NEXT", "starttls"))
+                    self.assertNotIn("MAIL", self.commands(bed))
+                    self.assertEqual(bed.server.handshake_count, 0)
+
     def test_what_was_offered_in_clear_is_forgotten(self) -> None:
         """RFC 3207 4.2: somebody in between may have said it."""
         clear = b"250-evil.test\r\n250-STARTTLS\r\n250-AUTH PLAIN\r\n250-SIZE 1\r\n250-PIPELINING\r\n250 SMTPUTF8"

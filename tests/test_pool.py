@@ -121,6 +121,22 @@ class ServingTests(SynchronousTestCase):
         world.open(at_b)
         self.assertIs(world.got(second), at_b)
 
+    def test_of_several_idle_sessions_one_who_has_waited_gets_the_one_used_last(self) -> None:
+        world = World()
+        members = [world.serve(ONE), world.serve(ONE)]
+        for member in members:
+            world.release(member)
+        request = world.ask(TWO)
+        world.resolve(TWO, A)
+        self.assertIs(world.got(request), members[1])
+
+    def test_a_session_kept_unused_is_a_hit_for_whoever_gets_it(self) -> None:
+        world = World()
+        world.release(world.serve(ONE), uses=0)
+        world.ask(TWO)
+        world.resolve(TWO, A)
+        self.assertEqual((world.pool.hits, dict(world.pool.misses)), (1, {"route": 1}))
+
 
 class FreshTests(SynchronousTestCase):
     def test_a_fresh_request_gets_no_session_that_has_carried_a_message(self) -> None:
@@ -255,6 +271,13 @@ class ChoiceTests(SynchronousTestCase):
         world.fail(world.openings[0])
         self.assertEqual((world.error(request).phase, world.error(request).retriable), ("connect", True))
 
+    def test_where_one_server_lacks_something_and_the_other_is_avoided_there_is_no_route(self) -> None:
+        world = World()
+        world.know(ONE, Hop(A, "mx.example"), Hop(B, "mx.example"))
+        world.release(world.serve(ONE, capabilities=BARE))
+        error = world.error(world.ask(ONE, needs=UTF8, avoid=frozenset({B})))
+        self.assertEqual((error.phase, error.retriable), ("routing", True))
+
     def test_a_session_whose_certificate_has_expired_meanwhile_does_not_serve(self) -> None:
         world = World(idle_timeout_mx=1000)
         where = to("one.example", "verify")
@@ -309,6 +332,29 @@ class SharingTests(SynchronousTestCase):
         world.ask(ONE, avoid=frozenset({A}))
         self.assertEqual(world.openings, [])
         self.assertIs(world.got(world.ask(TWO)), idle)
+        self.assertEqual([member.candidate.endpoint for member in world.openings], [B])
+
+    def test_it_does_so_too_where_the_other_has_waited(self) -> None:
+        world = World(sessions_per_destination=2)
+        world.know(ONE, Hop(A, "mx.example"), Hop(B, "mx.example"))
+        idle, ending = world.serve(ONE), world.serve(ONE)
+        world.release(idle)
+        world.release(ending, reusable=False)
+        world.ask(ONE, avoid=frozenset({A}))
+        other = world.ask(TWO)
+        world.resolve(TWO, A)
+        self.assertIs(world.got(other), idle)
+        self.assertEqual([member.candidate.endpoint for member in world.openings], [B])
+
+    def test_it_does_so_too_where_it_is_handed_over_when_it_is_freed(self) -> None:
+        world = World(sessions_per_destination=1, sessions_per_endpoint=1)
+        world.know(ONE, Hop(A, "mx.example"), Hop(B, "mx.example"))
+        world.know(TWO, Hop(A, "mx.example"))
+        member = world.serve(ONE)
+        world.ask(ONE, avoid=frozenset({A}))
+        other = world.ask(TWO)
+        world.release(member)
+        self.assertIs(world.got(other), member)
         self.assertEqual([member.candidate.endpoint for member in world.openings], [B])
 
     def test_a_session_is_not_shared_beyond_the_limit_of_who_wants_it(self) -> None:

@@ -135,6 +135,24 @@ class MakingRoomTests(SynchronousTestCase):
         self.assertEqual(world.closed_for, {old: "age", young: "room"})
         world.cancel(second)
 
+    def test_one_whose_place_was_taken_by_a_retry_has_another_evicted(self) -> None:
+        world = World(sessions=1)
+        member = world.serve(ONE, A)
+        world.release(member)
+        patient = world.ask(as_user("anne"))
+        world.resolve(as_user("anne"), A)
+        retry = world.ask(as_user("bert"), fresh=True)
+        world.resolve(as_user("bert"), A)
+        world.vanish(member)
+        other = world.openings[0]
+        world.open(other)
+        self.assertIs(world.got(retry), other)
+        world.release(other)
+        self.assertEqual(world.closed_for[other], "room")
+        world.vanish(other)
+        world.open(world.openings[0])
+        self.assertIn(patient, world.ended)
+
     def test_another_endpoint_is_used_before_anybody_is_evicted(self) -> None:
         world = World(sessions_per_endpoint=1)
         world.release(world.serve(ONE, A))
@@ -373,6 +391,24 @@ class WaitersTests(SynchronousTestCase):
         world.pass_time(0.25)
         self.assertEqual(world.error(request).phase, "waiting")
 
+    def test_after_an_opening_in_vain_the_waiting_begins_anew(self) -> None:
+        world = World(sessions_per_endpoint=1)
+        here, there = world.serve(TWO, A), world.serve(THREE, B)
+        request = world.ask(as_user("anne"), timeout=10)
+        world.resolve(as_user("anne"), A, B)
+        world.pass_time(9)
+        world.release(here, reusable=False)
+        world.vanish(here)
+        world.pass_time(60)
+        world.fail(world.openings[0])
+        world.pass_time(0.25)
+        world.pass_time(9)
+        self.assertNotIn(request, world.ended)
+        world.release(there, reusable=False)
+        world.vanish(there)
+        world.open(world.openings[0])
+        self.assertIn(request, world.ended)
+
     def test_the_error_of_one_who_waited_carries_his_own_last_real_one(self) -> None:
         world = World(sessions_per_endpoint=1)
         world.serve(TWO, B)
@@ -420,6 +456,16 @@ class WaitersTests(SynchronousTestCase):
         self.assertEqual(world.pending, requests[:3])
         for request in requests[3:]:
             self.assertIn("too many wait already", str(world.error(request)))
+
+    def test_who_has_somebody_make_room_is_not_sent_away_when_the_route_is_known(self) -> None:
+        world = World(sessions=1, waiters=0)
+        member = world.serve(ONE, A)
+        world.release(member)
+        world.ask(as_user("anne"))
+        world.resolve(as_user("anne"), A)
+        self.assertEqual(world.closed_for, {member: "room"})
+        world.vanish(member)
+        self.assertEqual(len(world.openings), 1)
 
     def test_those_who_wait_for_a_route_are_bounded_too(self) -> None:
         world = World(sessions=3, waiters=2)

@@ -116,6 +116,17 @@ class FailureTests(SynchronousTestCase):
         world.open(member)
         self.assertIs(world.got(second), member)
 
+    def test_the_opening_of_one_who_was_cancelled_goes_to_nobody_who_has_his_own(self) -> None:
+        world = World(sessions_per_destination=2)
+        requests = [world.ask(ONE) for _ in range(3)]
+        world.resolve(ONE, A)
+        first, second = world.openings
+        world.cancel(requests[0])
+        errors = failure("greeting"), failure("ehlo")
+        world.fail(first, errors[0])
+        world.fail(second, errors[1])
+        self.assertEqual([world.error(request) for request in requests[1:]], [errors[1], errors[0]])
+
     def test_the_opening_of_one_who_was_cancelled_ends_if_nobody_else_can_use_it(self) -> None:
         world = World()
         first = world.ask(ONE)
@@ -124,6 +135,16 @@ class FailureTests(SynchronousTestCase):
         world.cancel(first)
         self.assertEqual(world.closed_for, {member: "no longer wanted"})
         self.assertEqual(world.pool.health.last_error(member.candidate.way), None)
+
+    def test_the_opening_of_one_who_was_cancelled_goes_to_one_who_had_hoped_for_it_after_failing_there(self) -> None:
+        world = World()
+        first, second = world.ask(ONE), world.ask(ONE)
+        world.resolve(ONE, A)
+        world.fail(world.openings[0])
+        (member,) = world.openings
+        world.cancel(second)
+        world.open(member)
+        self.assertIs(world.got(first), member)
 
     def test_an_opening_is_not_handed_on_to_one_who_avoids_its_endpoint(self) -> None:
         world = World(sessions_per_destination=1)
@@ -205,6 +226,17 @@ class LeftAloneTests(SynchronousTestCase):
         self.assertEqual(len(world.openings), 5)
         world.open(world.openings[0])
         self.assertEqual(len(world.openings), 11)
+
+    def test_a_new_user_of_a_proven_endpoint_gets_five_attempts_at_a_time_too(self) -> None:
+        world = World()
+        world.serve(ONE, A)
+        requests = [world.ask(as_user("anne")) for _ in range(12)]
+        world.resolve(as_user("anne"), A)
+        self.assertEqual(len(world.openings), 5)
+        for member in list(world.openings):
+            world.fail(member, failure("auth", code=454))
+        self.assertEqual(list(world.ended)[-12:], requests)
+        self.assertEqual(world.openings, [])
 
     def test_after_a_failure_one_attempt_is_made_at_a_time_and_its_end_decides_for_all_who_wait(self) -> None:
         world = World()

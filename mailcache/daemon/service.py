@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import stat
 from typing import Any
@@ -17,6 +18,13 @@ from twisted.logger import Logger
 from mailcache.daemon.config import Configuration
 from mailcache.memory import MemorySessionCache
 from mailcache.remote.keeper import Keeper
+
+MAX_PATH = 102
+"""Bytes of the path: what sockaddr_un holds with its final NUL on Linux (unix(7)), less those of ".lock"."""
+
+_UNIX = re.compile(
+    r"unix:(?:mode=[0-7]{3}:)?(?:address=)?(?P<path>(?:[^:\\=]|\\.)+)(?::(?:mode=[0-7]{3}|lockfile=[01]))*"
+)
 
 
 class CannotListen(Exception):  # noqa: N818  (reads as the event it reports)
@@ -59,10 +67,12 @@ def listening_path(endpoint: str) -> str:
 
     :raises CannotListen: for any other kind: descriptors are lent, and only UNIX sockets carry them.
     """
-    kind, _, rest = endpoint.partition(":")
-    path = rest.partition(":")[0].removeprefix("address=")
-    if kind != "unix" or not path:
-        raise CannotListen(f"{endpoint!r}: a keeper listens on unix:PATH:mode=600")
+    found = _UNIX.fullmatch(endpoint)
+    path = re.sub(r"\\(.)", r"\1", found["path"]) if found is not None else ""
+    if not path.startswith("/") or "\0" in path or len(os.fsencode(path)) > MAX_PATH:
+        raise CannotListen(
+            f"{endpoint!r}: a keeper listens on unix:PATH:mode=600, with an absolute path of at most {MAX_PATH} bytes"
+        )
     return path
 
 

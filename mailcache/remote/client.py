@@ -223,8 +223,9 @@ class RemoteSessionCache:
         self._fallbacks += 1
         self._log.warn("no keeper: a session with {destination} is had without it", destination=str(waiter.destination))
         patience = max(0.0, waiter.deadline - self._now())
+        # An endpoint is avoided for what happened by way of the keeper, and that was its end as like as not.
         waiter.instead = self._fallback.acquire(
-            waiter.destination, needs=waiter.needs, fresh=waiter.fresh, avoid=waiter.avoid, timeout=patience
+            waiter.destination, needs=waiter.needs, fresh=waiter.fresh, timeout=patience
         )
         waiter.instead.addCallbacks(waiter.granted.callback, waiter.granted.errback)
 

@@ -36,8 +36,9 @@ END_PATIENCE = 1.0
 """Seconds for the release, or the end of the link, that explains a pair's end."""
 
 LOOK_EVERY, LOOKS = 1.0, 5
-"""Seconds between looks at who has a lease and says nothing, and how many end his link: a borrower that lives calls
-Ping three times a second while it has one. Looks are counted, since a keeper that was stopped itself has heard nobody."""
+"""Seconds between looks at who has a lease and says nothing, and how many of them end his link: a borrower that lives
+calls Ping three times a second while it has one. Looks are counted, since a keeper that was stopped itself has heard
+nobody."""
 
 MAX_DESTINATIONS = 1_000
 """Destinations remembered by the bytes that said them."""
@@ -352,12 +353,14 @@ class Keeper(Factory):
         return closed.addCallback(lambda _: self._drop_links())
 
     def _drop_links(self) -> None:
+        self.ticker.stop()
         for borrower in list(self.borrowers):
             transport: Any = borrower.transport
             transport.abortConnection()
 
     def _look(self) -> bool:
-        return any([borrower.look() for borrower in self.borrowers])
+        looks = [borrower.look() for borrower in self.borrowers]
+        return any(looks)
 
     def _session_gone(self, session: Session) -> None:
         for borrower in list(self.borrowers):
