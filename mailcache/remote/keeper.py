@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IAddress, ISystemHandle
+from twisted.internet.interfaces import IAddress, IDelayedCall, ISystemHandle
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -49,7 +49,7 @@ _CREDENTIALS = struct.Struct("3i")
 class _Pair:
     """A pair between one borrower and one session, kept over leases."""
 
-    __slots__ = ("lease", "lease_number", "number", "relay", "session")
+    __slots__ = ("lease", "lease_number", "number", "relay", "session", "unexplained")
 
     def __init__(self, number: int, session: Session, on_end: Callable[[_Pair], None]) -> None:
         self.number = number
@@ -57,6 +57,8 @@ class _Pair:
         self.relay = Relay(Watch(session.key.endpoint.protocol == "lmtp"), lambda: on_end(self))
         self.lease: Lease | None = None
         self.lease_number = 0
+        # Its end has come, and what that means has not been said.
+        self.unexplained: IDelayedCall | None = None
 
 
 class Borrower(GuardedAMP):
@@ -244,12 +246,17 @@ class Borrower(GuardedAMP):
         if settled and not released.discard:
             lease = self._take_back(pair)
             assert lease is not None
+            if not pair.relay.fit:
+                self._forget(pair)
             lease.release()
         else:
             self._end_pair(pair, settled)
 
     def _take_back(self, pair: _Pair) -> Lease | None:
         lease, pair.lease = pair.lease, None
+        unexplained, pair.unexplained = pair.unexplained, None
+        if unexplained is not None and unexplained.active():
+            unexplained.cancel()
         if lease is not None:
             pair.relay.end()
             pair.session.returned(pair.relay.watch.transactions, pair.relay.watch.rset_due)
@@ -259,11 +266,7 @@ class Borrower(GuardedAMP):
         if pair.lease is None:
             self._forget(pair)
         else:
-            self._keeper.reactor.callLater(END_PATIENCE, self._unexplained, pair, pair.lease_number)
-
-    def _unexplained(self, pair: _Pair, lease_number: int) -> None:
-        if pair.lease is not None and pair.lease_number == lease_number:
-            self._end_pair(pair)
+            pair.unexplained = self._keeper.reactor.callLater(END_PATIENCE, self._end_pair, pair)
 
     def _end_pair(self, pair: _Pair, settled: bool = False) -> None:
         """The session is not to be kept; nor is it to be told QUIT unless it is ``settled``."""
