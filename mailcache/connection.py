@@ -353,7 +353,6 @@ class Connection(Protocol):
     def reclaim(self) -> None:
         """Have the stream back; whoever calls this knows that nothing is owed."""
         self._borrower = None
-        self._writer.behind = False
         if not self._ended:
             self.deadline = NEVER
 

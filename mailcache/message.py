@@ -253,8 +253,8 @@ def content_of(content: bytes | BinaryIO | Content) -> Content:
         return content
     if isinstance(content, (bytes, bytearray, memoryview)):
         return BytesContent(bytes(content))
-    if hasattr(content, "chunks"):
+    if all(hasattr(content, name) for name in ("chunks", "whole", "rewind")):
         return cast(Content, content)
     if hasattr(content, "read"):
-        return FileContent(content)
+        return FileContent(cast(BinaryIO, content))
     raise TypeError(f"content: bytes or a binary file is wanted, not {type(content).__name__}")

@@ -84,7 +84,6 @@ class Relay(Protocol):
         self._paused = False
         self._held = b""
         self.sent = self.received = 0
-        self._writer.behind = False
         self.watch.begin(rset_due)
         connection.lend(self, BORROWERS_TURN)
         connection.register_source(Pausing(self._pause, self._resume))
