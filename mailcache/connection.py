@@ -99,7 +99,6 @@ class Connection(Protocol):
         self._tls: TLSLayer | None = None
         self._greeting: float | None = None
         self._ended = False
-        self._leaving = False
         self._quitting = False
         self._gone = False
         self._chunks: Iterator[bytes] | None = None

@@ -131,11 +131,6 @@ class Waiting:
     def __bool__(self) -> bool:
         return bool(self._queues)
 
-    @property
-    def requests(self) -> int:
-        """How many requests the keeper has not answered."""
-        return len(self._numbers)
-
     def queues(self) -> list[Queue]:
         """Those there are now."""
         return list(self._queues.values())

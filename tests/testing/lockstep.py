@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from OpenSSL import SSL
@@ -15,6 +17,24 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mailcache.testing import Authority, Fault, MemoryReactor, SMTPServer
+
+MATRIX = Path(__file__).parent.parent / "fault_matrix.tsv"
+
+PLAIN = b"AUTH PLAIN " + base64.b64encode(b"\0ann\0secret") + b"\r\n"
+QUEUED = b"250 2.0.0 ok: queued\r\n"
+OK = b"250 2.0.0 ok\r\n"
+LINES = [
+    b"mx.test",
+    b"PIPELINING",
+    b"SIZE 52428800",
+    b"8BITMIME",
+    b"SMTPUTF8",
+    b"ENHANCEDSTATUSCODES",
+    b"CHUNKING",
+    b"DSN",
+]
+MAIL, RCPT = b"MAIL FROM:<a@x.test>\r\n", b"RCPT TO:<b@y.test>\r\n"
+BIG = b"0123456789abcdef" * 4 * 1024  # octets: more than one segment, less than the window with its line ends
 
 AUTHORITY = Authority()
 CERTIFICATE = AUTHORITY.issue(("mx.test",), ("192.0.2.1",))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL
@@ -13,25 +11,19 @@ from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache.testing import APPLICABLE, KINDS, Fault
-from tests.testing.lockstep import CERTIFICATE, Client, HalfCloseableClient, Scene
-
-MATRIX = Path(__file__).parent.parent / "fault_matrix.tsv"
-
-PLAIN = b"AUTH PLAIN " + base64.b64encode(b"\0ann\0secret") + b"\r\n"
-QUEUED = b"250 2.0.0 ok: queued\r\n"
-OK = b"250 2.0.0 ok\r\n"
-LINES = [
-    b"mx.test",
-    b"PIPELINING",
-    b"SIZE 52428800",
-    b"8BITMIME",
-    b"SMTPUTF8",
-    b"ENHANCEDSTATUSCODES",
-    b"CHUNKING",
-    b"DSN",
-]
-MAIL, RCPT = b"MAIL FROM:<a@x.test>\r\n", b"RCPT TO:<b@y.test>\r\n"
-BIG = b"0123456789abcdef" * 4 * 1024  # octets: more than one segment, less than the window with its line ends
+from tests.testing.lockstep import (
+    BIG,
+    CERTIFICATE,
+    LINES,
+    MAIL,
+    OK,
+    PLAIN,
+    QUEUED,
+    RCPT,
+    Client,
+    HalfCloseableClient,
+    Scene,
+)
 
 
 def hello(*more: bytes) -> bytes:
