@@ -207,13 +207,10 @@ class Connection(Protocol):
 
     @property
     def quiet(self) -> bool:
-        """Whether nothing is owed or half read, and it has not ended."""
-        return not self._owed and not self._ended and not self._half_read
-
-    @property
-    def _half_read(self) -> bool:
-        """Whether the beginning of something has been read: of a reply, or of a TLS record that may hold one."""
-        return self._parser.pending or (self._tls is not None and self._tls.partial)
+        """Whether nothing is owed, it has not ended, and nothing is half read: no reply, and no TLS record that may
+        hold one."""
+        tls = self._tls
+        return not (self._owed or self._ended or self._parser.pending or (tls is not None and tls.partial))
 
     @property
     def flawed(self) -> str | None:
@@ -251,13 +248,13 @@ class Connection(Protocol):
     def write(self, data: bytes, limits: Iterable[float]) -> None:
         """Write a flight that is owed a reply for each of ``limits``: the seconds that each may take as a whole."""
         owed = self._owed
-        owed.extend(limits)
+        owed += limits
         self.deadline = self._now() + owed[0]
         self._send(data)
 
     def write_content(self, data: bytes, limits: Iterable[float]) -> None:
         """Write content that is one piece, terminator included."""
-        if self._half_read:
+        if not self.quiet:
             # Rule R3: a reply that began before the end of content was written can't be its reply.
             self.cut("unsolicited", "bytes of a reply came before the content was written")
             return

@@ -161,10 +161,10 @@ class MemorySessionCache:
 
     def released(self, member: Member, session: Session) -> None:
         """See `mailcache.lease.Owner`."""
-        if session.busy:
-            self.discarded(member, session)
-            return
-        self._carry_out(self._pool.released(member, session.reusable, self._now()))
+        reusable = session.reusable
+        if not reusable and session.busy:
+            session.abandon()
+        self._carry_out(self._pool.released(member, reusable, self._now()))
 
     def discarded(self, member: Member, session: Session) -> None:
         """See `mailcache.lease.Owner`."""

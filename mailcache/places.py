@@ -122,15 +122,15 @@ class Places:
         self.members.remove(member)
         _decrease(self._at_destination, member.destination)
         _decrease(self._at_endpoint, member.candidate.endpoint)
+        key = member.candidate.key
+        if not self.idle.get(key):
+            # Not before: while a session comes and goes its list stays.
+            self.idle.pop(key, None)
 
     def _leave(self, member: Member) -> None:
         """``member`` will be in another state."""
         if member.state == IDLE:
-            key = member.candidate.key
-            idle = self.idle[key]
-            idle.remove(member)
-            if not idle:
-                del self.idle[key]
+            self.idle[member.candidate.key].remove(member)
             del self.unused[member]
         elif member.state == OPENING:
             _decrease(self._openings_by, member.candidate.way)

@@ -161,7 +161,7 @@ class Session:
     def _write_content(self, ours: Transaction) -> None:
         source = self._content
         assert source is not None
-        limits = [self._limits[kind] for kind in ours.content_kinds()]
+        limits = [self._timeouts.dot] * len(ours.content_kinds())
         whole = source.whole()
         if whole is not None:
             self.connection.write_content(whole, limits)

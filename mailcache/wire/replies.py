@@ -32,6 +32,7 @@ _LAST = {b"%d " % code: code for code in _CODES}
 _CONTINUED = {b"%d-" % code: code for code in _CODES}
 _BARE = {b"%d" % code: code for code in _CODES}
 
+_WELL_FORMED = re.compile(rb"[^\r\n\0]{4,%d}\r\n" % (MAX_LINE - 2)).fullmatch
 _ENHANCED = re.compile(rb"([245])\.(\d{1,3})\.(\d{1,3})(?![^ \t\r\n])")
 
 _set = object.__setattr__
@@ -177,6 +178,8 @@ class ReplyParser:
     nothing is parsed and nothing is held: there is no way back into step with such a server.
 
     `flaw` is the first flaw of any reply so far, or None.
+
+    `pending` tells whether bytes of an incomplete reply are held.
     """
 
     __slots__ = (
@@ -190,12 +193,14 @@ class ReplyParser:
         "error",
         "flaw",
         "lenient",
+        "pending",
     )
 
     def __init__(self) -> None:
         self.lenient = False
         self.error: str | None = None
         self.flaw: str | None = None
+        self.pending = False
         # The incomplete reply: its complete lines, their bytes in all, their code and first flaw, and then
         # the bytes after the last LF, which therefore need no second search.
         self._lines: list[bytes] = []
@@ -207,28 +212,32 @@ class ReplyParser:
         self._known = b""
         self._known_replies: list[Reply] = []
 
-    @property
-    def pending(self) -> bool:
-        """Bytes of an incomplete reply are held."""
-        return bool(self._partial or self._lines)
-
     def feed(self, data: bytes) -> list[Reply]:
         """
         Take what was received.
 
         :return: the replies completed by it, in order; those before an error, too
         """
-        if data == self._known and not self._partial and not self._lines and self.error is None:
-            return self._known_replies[:]
-        replies: list[Reply] = []
         if self.error is not None:
-            return replies
+            return []
+        if not self.pending:
+            if data == self._known:
+                return self._known_replies[:]
+            code = _usual(data)
+            if code is not None:
+                return [Reply(code, data)]
+        replies: list[Reply] = []
+        self._feed(data, replies)
+        self.pending = bool(self._partial or self._lines)
+        return replies
+
+    def _feed(self, data: bytes, replies: list[Reply]) -> None:
         start, length = 0, len(data)
         if self._partial:
             start = data.find(b"\n") + 1
             if start == 0:
                 self._keep(data)
-                return replies
+                return
             # Put together only if it is within the limits.
             if self._room(len(self._partial) + start, self._partial, data):
                 line = bytes(self._partial + data[:start])
@@ -239,18 +248,11 @@ class ReplyParser:
             end = data.find(b"\n", start) + 1
             if end == 0:
                 self._keep(data[start:])
-                return replies
+                return
             line = data[start:end]
             start = end
-            # The usual reply is one well-formed line: it costs these few searches and nothing else.
-            code = _LAST.get(line[:4])
-            if (
-                code is not None
-                and not self._lines
-                and line.find(b"\r") == len(line) - 2
-                and len(line) <= MAX_LINE
-                and b"\0" not in line
-            ):
+            code = None if self._lines else _usual(line)
+            if code is not None:
                 replies.append(Reply(code, line))
             else:
                 usual = False
@@ -258,7 +260,6 @@ class ReplyParser:
                     self._take(line, replies)
         if usual and len(replies) > 1:
             self._known, self._known_replies = data, replies[:]
-        return replies
 
     def _keep(self, data: bytes) -> None:
         """Hold the beginning of a line, or more of it, if with its LF it can still be within the limits."""
@@ -328,6 +329,12 @@ class ReplyParser:
         self.error = f"{problem}: {line[:MAX_QUOTED]!r}"
         self._reset()
         self._partial = bytearray()
+
+
+def _usual(line: bytes) -> int | None:
+    """The code of ``line`` if it is the usual reply: one well-formed line, and nothing behind it."""
+    code = _LAST.get(line[:4])
+    return code if code is not None and _WELL_FORMED(line) else None
 
 
 def _flaw(line: bytes) -> str | None:

@@ -115,7 +115,9 @@ class Transaction:
             return self._commands, self._owe(self._kinds)
         end = self._commands.index(b"\n") + 1
         command, self._commands = self._commands[:end], self._commands[end:]
-        return command, self._owe([self._kinds[self._position]])
+        kind = self._kinds[self._position]
+        self._position += 1
+        return command, self._owe([kind])
 
     def content_kinds(self) -> list[int]:
         """The kinds of the replies that the content will be owed. To be called when it begins to be written."""
@@ -178,11 +180,6 @@ class Transaction:
             if self.step == CUT:
                 break
 
-    def _advance(self) -> None:
-        self._position += 1
-        if not self._pipelining:
-            self.step = COMMANDS
-
     def _cut(self, problem: str, reply: Reply) -> None:
         self.step = CUT
         self.problem = problem
@@ -195,22 +192,22 @@ class Transaction:
         self._cut(f"the reply to {command} was {reply}", reply)
 
     def _rset(self, reply: Reply) -> None:
-        if reply.code == 250 and reply.flaw is None:
-            self._advance()
-        else:
+        if reply.code != 250 or reply.flaw is not None:
             # Content must not follow: the server may still hold the last message's recipients.
             self._unexpected("RSET", reply)
+        elif not self._pipelining:
+            self.step = COMMANDS
 
     def _mail(self, reply: Reply) -> None:
         code = reply.code
         if code == 250:
-            self._advance()
+            if not self._pipelining:
+                self.step = COMMANDS
         elif code == 421 or code < 400 or (code == 503 and self._reused):
             self._unexpected("MAIL", reply)
         else:
             self._mail_refused = reply
             self._refuse_all(self._recipients, reply)
-            self._position += 1
             if not self._pipelining:
                 self.step = DONE
 
@@ -218,7 +215,6 @@ class Transaction:
         code = reply.code
         recipient = self._recipients[self._recipient]
         self._recipient += 1
-        self._position += 1
         if code in _RCPT_TAKEN:
             if self._mail_refused is None:
                 self.accepted.append(recipient)
@@ -238,7 +234,6 @@ class Transaction:
 
     def _data(self, reply: Reply) -> None:
         code = reply.code
-        self._position += 1
         if code == 354:
             if self._contradicted:
                 # The server would deliver what it has refused: it must see no end of content.
