@@ -8,7 +8,8 @@ from typing import Any
 from mailcache.connection import Connection, Cut
 from mailcache.destination import Destination, SessionKey
 from mailcache.limits import Timeouts
-from mailcache.remote.codec import Facts, Granted, Released
+from mailcache.remote.codec import Facts
+from mailcache.remote.packed import Granted, Released
 from mailcache.session import Session
 from mailcache.trust.judge import Verdict
 

@@ -22,8 +22,9 @@ from mailcache.pool import closed_error
 from mailcache.remote import codec, commands
 from mailcache.remote.asking import Asked, Queue, Waiter, Waiting
 from mailcache.remote.borrowed import LINGER, Borrowed
-from mailcache.remote.codec import Granted, MalformedError, Released
+from mailcache.remote.codec import MalformedError
 from mailcache.remote.link import PING_PATIENCE, Link
+from mailcache.remote.packed import Granted, Released, Wanted
 from mailcache.remote.pairs import SocketPairs
 from mailcache.result import DeliveryError
 from mailcache.session import Session
@@ -243,8 +244,8 @@ class RemoteSessionCache:
                 continue
             asked = self._waiting.ask(waiter, queue)
             patience = max(0.0, waiter.deadline - self._now())
-            request = codec.encode_request(waiter.needs, waiter.fresh, waiter.avoid, patience)
-            answer = self._link.call(commands.Acquire, number=asked.number, destination=data, request=request)
+            wanted = Wanted(asked.number, waiter.needs, waiter.fresh, waiter.avoid, patience)
+            answer = self._link.call(commands.Acquire, destination=data, wanted=wanted.encode())
             answer.addCallbacks(self._answered, self._faulted, (asked,), {}, (asked,))
             answer.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
 

@@ -1,4 +1,4 @@
-"""What crosses between a borrower and its keeper, as bytes: destinations, facts of sessions, errors, packed values.
+"""What crosses between a borrower and its keeper now and then, as JSON: destinations, facts of sessions, errors.
 
 All of it is checked when it comes in: a keeper trusts no borrower. A destination is one value of strict, versioned
 JSON: a field that is not known refuses it, so that a keeper never drops a demand it does not understand. No path
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import struct
 from typing import Any
 
 import attrs
 from service_identity.hazmat import DNSPattern, IPAddressPattern
 
 from mailcache.destination import Credentials, Destination, Endpoint
-from mailcache.message import Needs
 from mailcache.result import DeliveryError
 from mailcache.trust.evidence import Evidence
 from mailcache.trust.policy import TLSPolicy
@@ -28,12 +26,6 @@ VERSION = 1
 
 MAX_DESTINATION = 32_768
 """Bytes of a destination: half of what an AMP value holds; room for some trust anchors, not for a platform's."""
-
-MAX_AVOIDED = 64
-"""Endpoints that one request may avoid: more than are ever tried."""
-
-MAX_TIMEOUT = 86_400
-"""Seconds that a request may wait: longer than anybody means."""
 
 MAX_ANSWER = 0xFFFF
 """Bytes of facts or of an error: what an AMP value holds. Longer ones must be found before a descriptor is queued."""
@@ -167,47 +159,15 @@ def _bytes(pem: str | None) -> bytes | None:
     return None if pem is None else pem.encode("latin-1")
 
 
-# -- a request ---------------------------------------------------------------------------------------------------------
+def endpoint_of(entry: Any) -> Endpoint:
+    """The endpoint in a JSON array of its fields.
 
-
-def encode_request(needs: Needs, fresh: bool, avoid: frozenset[Endpoint], timeout: float) -> bytes:
-    """The rest of what `acquire` was asked for; ``timeout`` in seconds."""
-    return _dump(
-        {
-            "needs": attrs.astuple(needs),
-            "fresh": fresh,
-            "avoid": [attrs.astuple(endpoint) for endpoint in list(avoid)[:MAX_AVOIDED]],
-            "timeout": min(timeout, MAX_TIMEOUT),
-        }
-    )
-
-
-def decode_request(data: bytes) -> tuple[Needs, bool, frozenset[Endpoint], float]:
-    """What `encode_request` was given.
-
-    :raises MalformedError: for anything else.
+    :raises TypeError, ValueError: for anything else.
     """
-    what = "request"
-    fields = _take(_object(data, MAX_DESTINATION, what), what, needs=list, fresh=bool, avoid=list, timeout=(int, float))
-    if not 0 <= fields["timeout"] <= MAX_TIMEOUT:
-        raise MalformedError(f"{what}: the field 'timeout' is not within 0 and {MAX_TIMEOUT}")
-    if len(fields["avoid"]) > MAX_AVOIDED:
-        raise MalformedError(f"{what}: the field 'avoid' has more than {MAX_AVOIDED} endpoints")
-    kinds = [type(value) for value in fields["needs"]]
-    if kinds not in ([bool, bool, int, bool], [bool, bool, type(None), bool]):
-        raise MalformedError(f"{what}: the field 'needs' has a wrong type")
-    try:
-        avoid = frozenset(Endpoint(*_strings(entry)) for entry in fields["avoid"])
-    except (TypeError, ValueError) as error:
-        raise MalformedError(f"{what}: the field 'avoid' has a wrong type") from error
-    return Needs(*fields["needs"]), fields["fresh"], avoid, float(fields["timeout"])
-
-
-def _strings(entry: Any) -> tuple[str, str, int | None]:
     protocol, address, port = entry
     if not (isinstance(protocol, str) and isinstance(address, str) and (port is None or type(port) is int)):
         raise ValueError("no endpoint")
-    return protocol, address, port
+    return Endpoint(protocol, address, port)
 
 
 # -- facts of a session ----------------------------------------------------------------------------------------------
@@ -274,7 +234,7 @@ def decode_facts(data: bytes) -> Facts:
         )
         return Facts(
             fields["identifier"],
-            Endpoint(*_strings(fields["endpoint"])),
+            endpoint_of(fields["endpoint"]),
             fields["host"],
             Capabilities(keywords),
             Evidence(**evidence),
@@ -283,67 +243,6 @@ def decode_facts(data: bytes) -> Facts:
         )
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise MalformedError(f"{what}: {error}") from error
-
-
-# -- small values, packed ---------------------------------------------------------------------------------------------
-
-_GRANT = struct.Struct("!IIIIB")
-_RELEASE = struct.Struct("!IIQQB")
-_NO_LIMIT = 0xFFFFFFFF
-
-
-@attrs.frozen
-class Granted:
-    """A lease: its number, the pair it is to be used on, how many uses the session has had and has left (``None`` for
-    no limit), and whether RSET is due."""
-
-    lease: int
-    pair: int
-    uses: int
-    uses_left: int | None
-    rset_due: bool
-
-    def encode(self) -> bytes:
-        left = _NO_LIMIT if self.uses_left is None else self.uses_left
-        return _GRANT.pack(self.lease, self.pair, self.uses, left, self.rset_due)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Granted:
-        """:raises MalformedError: for bytes of another form."""
-        lease, pair, uses, left, rset_due = _unpack(_GRANT, data, "grant")
-        return cls(lease, pair, uses, None if left == _NO_LIMIT else left, bool(rset_due))
-
-
-@attrs.frozen
-class Released:
-    """The end of a lease: the bytes that the borrower has sent and received in it, and whether it is done with the
-    session. How it leaves the session its keeper knows better."""
-
-    lease: int
-    pair: int
-    sent: int
-    received: int
-    discard: bool
-
-    def encode(self) -> bytes:
-        return _RELEASE.pack(self.lease, self.pair, self.sent, self.received, self.discard)
-
-    @classmethod
-    def decode(cls, data: bytes) -> Released:
-        """:raises MalformedError: for bytes of another form."""
-        lease, pair, sent, received, discard = _unpack(_RELEASE, data, "release")
-        return cls(lease, pair, sent, received, bool(discard))
-
-
-def _unpack(form: struct.Struct, data: bytes, what: str) -> tuple[int, ...]:
-    """The numbers in ``data``, the last of which is 0 or 1."""
-    try:
-        values = form.unpack(data)
-    except struct.error as error:
-        raise MalformedError(f"{what}: {form.size} bytes are wanted, not {len(data)}") from error
-    if values[-1] > 1:
-        raise MalformedError(f"{what}: its last byte is 0 or 1")
-    return values
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.protocols import amp
 
 
@@ -11,6 +13,22 @@ class KeeperFault(Exception):  # noqa: N818  (the keeper's fault, not an error o
 
 class _Command(amp.Command):
     errors = {KeeperFault: b"FAULT"}
+
+
+class _Packed(_Command):
+    """A command that is called for each message. Its values are bytes and pass as they are: what AMP does about each
+    name and value is much of what a lease costs."""
+
+    def __init__(self, **values: bytes) -> None:
+        self.structured = values
+
+    @classmethod
+    def makeArguments(cls, objects: dict[str, bytes], proto: amp.AMP) -> amp.AmpBox:
+        return amp.Box(objects)
+
+    @classmethod
+    def parseArguments(cls, box: amp.AmpBox, protocol: amp.AMP) -> dict[str, bytes]:
+        return {name.decode("ascii"): box[name] for name, _ in cls.arguments}
 
 
 class Hello(_Command):
@@ -24,16 +42,15 @@ class Ping(_Command):
     """The keeper is alive while it answers this."""
 
 
-class Acquire(_Command):
+class Acquire(_Packed):
     """Lease a session. What a server or a limit has said comes as ``error``; only faults are AMP errors.
 
     The first lease of a session by a borrower brings ``descriptor`` and ``facts``; later ones name the pair.
     """
 
     arguments = [
-        (b"number", amp.Integer()),
         (b"destination", amp.String()),
-        (b"request", amp.String()),
+        (b"wanted", amp.String()),
     ]
     response = [
         (b"granted", amp.String(optional=True)),
@@ -41,6 +58,19 @@ class Acquire(_Command):
         (b"descriptor", amp.Descriptor(optional=True)),
         (b"error", amp.String(optional=True)),
     ]
+
+    @classmethod
+    def makeResponse(cls, objects: dict[str, Any], proto: amp.AMP) -> amp.AmpBox:
+        if "descriptor" not in objects:
+            return amp.Box(objects)
+        return super().makeResponse(objects, proto)
+
+    @classmethod
+    def parseResponse(cls, box: amp.AmpBox, protocol: amp.AMP) -> dict[str, Any]:
+        if b"descriptor" not in box:
+            return {"granted": box.get(b"granted"), "facts": None, "descriptor": None, "error": box.get(b"error")}
+        found: dict[str, Any] = super().parseResponse(box, protocol)
+        return found
 
 
 class Withdraw(_Command):
@@ -50,7 +80,7 @@ class Withdraw(_Command):
     requiresAnswer = False
 
 
-class Release(_Command):
+class Release(_Packed):
     """A lease has ended. What is written in the same turn, such as the next Acquire, leaves in one piece with it."""
 
     arguments = [(b"released", amp.String())]

@@ -20,6 +20,7 @@ from zope.interface import implementer
 from mailcache.interfaces import IPairs
 from mailcache.remote.codec import MalformedError
 from mailcache.remote.relay import Pausing
+from mailcache.writing import Writer
 
 MAX_BOX = 131_072
 """Bytes of one box: a destination and a request of 32 KiB each, with room."""
@@ -46,18 +47,24 @@ class _WhenSent:
 class GuardedAMP(amp.AMP):
     """The serving end of a link. While answers wait to be read, no more commands are.
 
-    :cvar COMMANDS: those that there are; no other is known, AMP's own neither.
+    :cvar COMMANDS: those that are answered; no other is known, AMP's own neither.
+    :cvar TOLD: those that are not, and the methods that take them.
     """
 
     COMMANDS: ClassVar[tuple[type[amp.Command], ...]] = ()
+    TOLD: ClassVar[dict[type[amp.Command], str]] = {}
     _log = Logger()
+    _writer: Writer
 
     def __init__(self, pairs: IPairs) -> None:
         super().__init__()
         self._pairs = pairs
         self._by_name: dict[bytes, type[amp.Command]] = {command.commandName: command for command in self.COMMANDS}
+        self._told = {command.commandName: (command, getattr(self, name)) for command, name in self.TOLD.items()}
         self._unboxed = 0
+        self._reading = False
         self._dropped = False
+        self._answers: list[bytes] = []
         self._leaving: list[int] = []
 
     def knows(self, name: bytes) -> bool:
@@ -68,24 +75,48 @@ class GuardedAMP(amp.AMP):
 
     def connectionMade(self) -> None:
         super().connectionMade()
+        self._writer = Writer(self.transport)
         self._pace()
 
     def _pace(self) -> None:
         transport: Any = self.transport
         transport.registerProducer(Pausing(transport.pauseProducing, transport.resumeProducing), True)
 
+    def sendBox(self, box: amp.AmpBox) -> None:
+        """Send ``box``: together with others, if it answers one of several that were read together."""
+        self._answers.append(box.serialize())
+        if not self._reading:
+            self._send_answers()
+
+    def _send_answers(self) -> None:
+        answers, self._answers = self._answers, []
+        if not answers or self._dropped:
+            return
+        writer = self._writer
+        was_behind = writer.behind
+        writer.write(b"".join(answers))
+        if writer.behind and not was_behind:
+            self._wait_until_sent()
+
+    def _wait_until_sent(self) -> None:
+        """Read no more until all that was written has left."""
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        transport.pauseProducing()
+        transport.registerProducer(_WhenSent(self._all_sent), False)
+
     def close_when_sent(self, descriptor: int) -> None:
         """Close ``descriptor``, which the answer that is being made carries, when it has left."""
-        transport: Any = self.transport
         self._leaving.append(descriptor)
         if len(self._leaving) == 1:
-            transport.unregisterProducer()
-            transport.pauseProducing()
-            transport.registerProducer(_WhenSent(self._all_sent), False)
+            # It leaves with what is written by way of the transport, and not past it.
+            self._writer.behind = True
+            self._wait_until_sent()
 
     def _all_sent(self) -> None:
         transport: Any = self.transport
         self._close_descriptors()
+        self._writer.behind = False
         transport.unregisterProducer()
         self._pace()
         transport.resumeProducing()
@@ -117,7 +148,12 @@ class GuardedAMP(amp.AMP):
         if self._unboxed > MAX_BOX + len(data):
             self.drop(f"a box of more than {MAX_BOX} bytes")
             return
-        super().dataReceived(data)
+        self._reading = True
+        try:
+            super().dataReceived(data)
+        finally:
+            self._reading = False
+            self._send_answers()
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
         self._pairs.close(descriptor)
@@ -130,13 +166,25 @@ class GuardedAMP(amp.AMP):
         self._unboxed = 0
         if self._dropped:
             return
-        command = self._by_name.get(box.get(amp.COMMAND, b""))
-        if amp.COMMAND not in box or amp.ANSWER in box or amp.ERROR in box:
+        name = box.get(amp.COMMAND, b"")
+        if not name or amp.ANSWER in box or amp.ERROR in box:
             self.drop("a box that is no command")
-        elif command is not None and command.requiresAnswer and amp.ASK not in box:
-            self.drop(f"{command.__name__} without a wish for its answer")
+        elif name in self._told:
+            self._be_told(name, box)
+        elif name in self._by_name and amp.ASK not in box:
+            self.drop(f"{self._by_name[name].__name__} without a wish for its answer")
         else:
             super().ampBoxReceived(box)
+
+    def _be_told(self, name: bytes, box: amp.AmpBox) -> None:
+        command, take = self._told[name]
+        if amp.ASK in box or not self.knows(name):
+            self.drop(f"{command.__name__} with a wish for an answer, or too early")
+            return
+        try:
+            take(**command.parseArguments(box, self))
+        except Exception:  # noqa: BLE001  (no exception leaves a responder)
+            self.drop(f"{command.__name__}: {self._said(Failure())}")
 
     def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
         if name not in self._by_name or not self.knows(name):
@@ -151,16 +199,18 @@ class GuardedAMP(amp.AMP):
     def _fault(self, failure: Failure) -> Failure:
         if failure.check(amp.RemoteAmpError):
             return failure
+        return Failure(amp.RemoteAmpError(b"FAULT", self._said(failure)))
+
+    def _said(self, failure: Failure) -> str:
+        """What the peer may know of ``failure``."""
         error = failure.value
         if isinstance(error, MalformedError):
-            said = str(error)
-        elif isinstance(error, (ValueError, KeyError, amp.AmpError)):
-            said = f"an argument that can't be used ({type(error).__name__})"
-        else:
-            self._log.failure("a defect in the keeper", failure)
-            said = "a defect in the keeper"
-        return Failure(amp.RemoteAmpError(b"FAULT", said))
+            return str(error)
+        if isinstance(error, (ValueError, KeyError, amp.AmpError)):
+            return f"an argument that can't be used ({type(error).__name__})"
+        self._log.failure("a defect in the keeper", failure)
+        return "a defect in the keeper"
 
     def unhandledError(self, failure: Failure) -> None:
-        """A command that is not answered was not understood, or its answer could not be written."""
+        """An answer could not be written."""
         self.drop(failure.getErrorMessage())

@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IAddress, IDelayedCall, ISystemHandle
@@ -19,9 +19,10 @@ from mailcache.interfaces import IPairs
 from mailcache.lease import Lease
 from mailcache.memory import MemorySessionCache
 from mailcache.remote import codec, commands
-from mailcache.remote.codec import Facts, Granted, MalformedError, Released
+from mailcache.remote.codec import Facts, MalformedError
 from mailcache.remote.commands import KeeperFault
 from mailcache.remote.guarded import GuardedAMP
+from mailcache.remote.packed import Granted, Released, Wanted
 from mailcache.remote.pairs import SocketPairs
 from mailcache.remote.relay import Relay
 from mailcache.remote.watch import Watch
@@ -65,14 +66,8 @@ class Borrower(GuardedAMP):
     """The keeper's end of the link with one borrower."""
 
     _log = Logger()
-    COMMANDS = (
-        commands.Hello,
-        commands.Ping,
-        commands.Acquire,
-        commands.Withdraw,
-        commands.Release,
-        commands.Statistics,
-    )
+    COMMANDS = (commands.Hello, commands.Ping, commands.Acquire, commands.Statistics)
+    TOLD: ClassVar = {commands.Withdraw: "withdraw", commands.Release: "release"}
 
     def __init__(self, keeper: Keeper) -> None:
         super().__init__(keeper.pairs)
@@ -142,25 +137,28 @@ class Borrower(GuardedAMP):
         return counts.addCallback(lambda found: {"counts": json.dumps(found).encode("ascii")})
 
     @commands.Acquire.responder
-    def acquire(self, number: int, destination: bytes, request: bytes) -> Deferred[dict[str, Any]]:
+    def acquire(self, destination: bytes, wanted: bytes) -> Deferred[dict[str, Any]]:
         if self._keeper.closing:
             raise KeeperFault("the keeper is closing")
         if len(self._requests) >= MAX_REQUESTS:
             raise KeeperFault(f"{MAX_REQUESTS} requests of this borrower wait already")
-        if number in self._requests:
-            raise KeeperFault(f"there is a request {number} already")
         try:
+            asked = Wanted.decode(wanted)
             where = self._keeper.destination(destination, self.uid)
-            needs, fresh, avoid, timeout = codec.decode_request(request)
         except MalformedError as error:
             raise KeeperFault(str(error)) from error
+        number = asked.number
+        if number in self._requests:
+            raise KeeperFault(f"there is a request {number} already")
 
         def settle(outcome: Any) -> Any:
             self._requests.pop(number, None)
             return outcome
 
         def ask() -> Deferred[dict[str, Any]]:
-            leasing = self._keeper.cache.acquire(where, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
+            leasing = self._keeper.cache.acquire(
+                where, needs=asked.needs, fresh=asked.fresh, avoid=asked.avoid, timeout=asked.timeout
+            )
             self._requests[number] = leasing
             leasing.addBoth(settle)
             answer: Deferred[dict[str, Any]] = leasing.addCallbacks(self._grant, self._refuse, (ask,))
@@ -168,17 +166,13 @@ class Borrower(GuardedAMP):
 
         return ask()
 
-    @commands.Withdraw.responder
-    def withdraw(self, number: int) -> dict[str, Any]:
+    def withdraw(self, number: int) -> None:
         request = self._requests.get(number)
         if request is not None:
             request.cancel()
-        return {}
 
-    @commands.Release.responder
-    def release(self, released: bytes) -> dict[str, Any]:
+    def release(self, released: bytes) -> None:
         self._released(Released.decode(released))
-        return {}
 
     # -- leases ------------------------------------------------------------------------------------------------
 

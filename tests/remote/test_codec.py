@@ -14,9 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache import Credentials, DeliveryError, Destination, TLSPolicy
 from mailcache.destination import Endpoint
-from mailcache.message import Needs
 from mailcache.remote import codec
-from mailcache.remote.codec import Facts, Granted, MalformedError, Released
+from mailcache.remote.codec import Facts, MalformedError
 from mailcache.trust.evidence import CLEAR
 from mailcache.wire.capabilities import Capabilities
 from mailcache.wire.replies import Reply
@@ -131,11 +130,8 @@ class DestinationTests(SynchronousTestCase):
     def test_any_bytes(self, data: bytes) -> None:
         for decode in (
             lambda data: codec.decode_destination(data, UID),
-            codec.decode_request,
             codec.decode_facts,
             codec.decode_error,
-            Granted.decode,
-            Released.decode,
         ):
             with contextlib.suppress(MalformedError):
                 decode(data)
@@ -143,26 +139,6 @@ class DestinationTests(SynchronousTestCase):
     def test_depth(self) -> None:
         with self.assertRaises(MalformedError):
             codec.decode_destination(b"[" * 20_000, UID)
-
-
-class RequestTests(SynchronousTestCase):
-    def test_round_trip(self) -> None:
-        avoid = frozenset((Endpoint("smtp", "192.0.2.1", 25), Endpoint("lmtp", "/run/lmtp", None)))
-        for needs in (Needs(), Needs(True, True, 1_000_000, True)):
-            found = codec.decode_request(codec.encode_request(needs, True, avoid, 1.5))
-            self.assertEqual(found, (needs, True, avoid, 1.5))
-
-    def test_refusals(self) -> None:
-        good = json.loads(codec.encode_request(Needs(), False, frozenset(), 1.0))
-        for name, wrong in (
-            ("timeout", -1), ("timeout", 1e9), ("timeout", float("nan")), ("timeout", float("inf")), ("timeout", True),
-            ("needs", []), ("needs", [False, False, True, False]), ("needs", [0, 0, None, 0]),
-            ("needs", [False, False, 1e999, False]), ("fresh", 1), ("avoid", [["smtp", "192.0.2.1"]]),
-            ("avoid", [["smtp", "192.0.2.1", "25"]]), ("avoid", [5]), ("avoid", [["smtp", "x", 1]] * 65),
-        ):  # fmt: skip
-            with self.assertRaises(MalformedError, msg=f"{name}: {wrong}") as caught:
-                codec.decode_request(json.dumps({**good, name: wrong}).encode())
-            self.assertIn(name, str(caught.exception))
 
 
 class FactsTests(SynchronousTestCase):
@@ -200,23 +176,8 @@ class FactsTests(SynchronousTestCase):
                 self.assertIn(name, str(caught.exception))
 
 
-class SmallValueTests(SynchronousTestCase):
+class ErrorTests(SynchronousTestCase):
     def test_round_trips(self) -> None:
-        for granted in (Granted(1, 2, 3, None, True), Granted(2**32 - 1, 0, 0, 0, False)):
-            self.assertEqual(Granted.decode(granted.encode()), granted)
-        for released in (Released(1, 2, 2**40, 0, True), Released(0, 0, 0, 2**63, False)):
-            self.assertEqual(Released.decode(released.encode()), released)
-
-    def test_refusals(self) -> None:
-        for decode, good in (
-            (Granted.decode, Granted(1, 2, 3, None, True).encode()),
-            (Released.decode, Released(1, 2, 3, 4, True).encode()),
-        ):
-            for wrong in (b"", good[:-1], good + b"\0", good[:-1] + b"\2"):
-                with self.assertRaises(MalformedError):
-                    decode(wrong)
-
-    def test_errors(self) -> None:
         for error in (
             DeliveryError("no", phase="connect", endpoint="smtp:[192.0.2.1]:25"),
             DeliveryError("no", phase="auth", retriable=False, reply=Reply.make(535, "5.7.8 no", "really")),
@@ -231,7 +192,7 @@ class SmallValueTests(SynchronousTestCase):
             self.assertEqual(found.args[0], error.args[0][: codec.MAX_TEXT])
             self.assertEqual(found.reply and found.reply.code, error.reply and error.reply.code)
 
-    def test_errors_refused(self) -> None:
+    def test_refusals(self) -> None:
         good = json.loads(codec.encode_error(DeliveryError("no", phase="auth", reply=Reply.make(535, "no"))))
         for name, wrong in (("reply", [1, "x"]), ("reply", []), ("reply", "535"), ("phase", 5), ("retriable", 1)):
             with self.assertRaises(MalformedError):

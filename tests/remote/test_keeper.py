@@ -17,9 +17,9 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from mailcache import DeliveryResult, Destination, Envelope, Limits, MemorySessionCache, RemoteSessionCache, deliver
 from mailcache.message import NO_NEEDS
 from mailcache.remote import codec, commands, keeper
-from mailcache.remote.codec import Granted, Released
 from mailcache.remote.commands import KeeperFault
 from mailcache.remote.keeper import Keeper
+from mailcache.remote.packed import Granted, Released, Wanted
 from mailcache.testing import SMTPServer
 from tests.helpers import KEEPER, KeeperBed, Outcome, authority, verifying
 from tests.remote.processes import until
@@ -60,13 +60,12 @@ class RawBed(KeeperBed):
     def call(self, command: Any, **arguments: Any) -> Any:
         return self.finish(Outcome(self.link.callRemote(command, **arguments)))
 
-    def ask(self, number: int, *, destination: bytes | None = None, request: bytes | None = None) -> Outcome:
+    def ask(self, number: int, *, destination: bytes | None = None) -> Outcome:
         return Outcome(
             self.link.callRemote(
                 commands.Acquire,
-                number=number,
                 destination=destination if destination is not None else codec.encode_destination(self.destination),
-                request=request if request is not None else codec.encode_request(NO_NEEDS, False, frozenset(), 5.0),
+                wanted=Wanted(number, NO_NEEDS, False, frozenset(), 5.0).encode(),
             )
         )
 
@@ -145,7 +144,7 @@ class CommandTests(RawCase):
         for command, arguments in (
             (commands.Ping, {}),
             (commands.Statistics, {}),
-            (commands.Acquire, {"number": 1, "destination": b"", "request": b""}),
+            (commands.Acquire, {"destination": b"", "wanted": b""}),
         ):
             self.check_refused(bed, bed.call(command, **arguments), amp.UnhandledCommand)
 
@@ -175,7 +174,7 @@ class CommandTests(RawCase):
     def test_arguments_that_are_none(self) -> None:
         """AMP's own parsing fails: that is answered too."""
         bed = self.bed()
-        for arguments in ({}, {"number": b"x", "destination": b"", "request": b""}, {"number": b"1"}):
+        for arguments in ({}, {"destination": b"", "wanted": b""}, {"wanted": b"1"}):
             value = bed.finish(Outcome(bed.link.callRemoteString(b"Acquire", **arguments)))
             self.assertEqual(value.errorCode, b"FAULT")
             self.assertTrue(bed.linked)
@@ -210,7 +209,7 @@ class CommandTests(RawCase):
             amp.AmpBox({b"_answer": b"1"}),
             amp.AmpBox({b"_error": b"1", b"_error_code": b"X", b"_error_description": b""}),
             amp.AmpBox({b"nothing": b"at all"}),
-            amp.AmpBox({b"_command": b"Acquire", b"number": b"1", b"destination": b"", b"request": b""}),
+            amp.AmpBox({b"_command": b"Acquire", b"destination": b"", b"wanted": b""}),
             amp.AmpBox({b"_command": b"Release", b"released": b"short"}),
             amp.AmpBox({b"_command": b"Unheard"}),
             amp.AmpBox({b"%d" % number: b"x" * 65_000 for number in range(5)}),
@@ -433,7 +432,7 @@ def random_box(choice: random.Random, number: int, destination: Destination) -> 
         b"number": b"%d" % number,
         b"version": b"1",
         b"destination": codec.encode_destination(destination),
-        b"request": codec.encode_request(NO_NEEDS, False, frozenset(), 1.0),
+        b"wanted": Wanted(number, NO_NEEDS, False, frozenset(), 1.0).encode(),
         b"released": Released(1, 1, 0, 0, False).encode(),
     }
     for name, value in good.items():
