@@ -23,6 +23,8 @@ from mailcache.remote import codec, commands
 from mailcache.remote.asking import Asked, Queue, Waiter, Waiting
 from mailcache.remote.borrowed import LINGER, Borrowed
 from mailcache.remote.codec import MalformedError
+from mailcache.remote.counts import total
+from mailcache.remote.lingering import Lingering
 from mailcache.remote.link import PING_PATIENCE, Link
 from mailcache.remote.packed import Granted, Released, Wanted
 from mailcache.remote.pairs import SocketPairs
@@ -91,7 +93,7 @@ class RemoteSessionCache:
         self._waiting = Waiting()
         self._borrowed: dict[int, Borrowed] = {}
         self._leased: set[Borrowed] = set()
-        self._lingering: dict[Borrowed, None] = {}
+        self._lingering = Lingering()
         self._open: set[Borrowed] = set()
         self._encoded: dict[Destination, bytes] = {}
         self._endpoints: dict[Destination, Endpoint] = {}
@@ -122,11 +124,12 @@ class RemoteSessionCache:
         if self._closing:
             waiter.granted.errback(Failure(closed_error()))
             return waiter.granted
-        for borrowed in self._lingering:
-            if waiter.takes(borrowed):
-                del self._lingering[borrowed]
-                return succeed(self._hand_on(borrowed))
-        self._make_way(waiter)
+        lingering = self._lingering.take(waiter)
+        if lingering is not None:
+            self._handed_on += lingering.session.uses > 0
+            return succeed(Lease(self, lingering, lingering.session))
+        for borrowed in self._lingering.in_the_way(waiter.destination, self._endpoints.get(destination)):
+            self._return(borrowed)
         if not self._link.want():
             self._fall_back(waiter)
             return waiter.granted
@@ -150,27 +153,20 @@ class RemoteSessionCache:
     def _sum(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         # What lingers is leased, as the keeper knows, and nobody uses it; who has not asked yet it does not know.
         lingering = len(self._lingering) if self._link.up else 0
-        total: dict[str, Any] = {
-            "leased": -lingering,
-            "idle": lingering,
-            "opening": 0,
-            "waiting": 0 if self._link.up else len(self._waiting),
-            "hits": self._handed_on,
-            "handshakes": 0,
-            "fallbacks": self._fallbacks,
-            "misses": {},
-            "evictions": {},
-        }
-        for part in parts:
-            for name, count in part.items():
-                if isinstance(count, dict):
-                    table = total.setdefault(name, {})
-                    for reason, times in count.items():
-                        table[reason] = table.get(reason, 0) + times
-                else:
-                    total[name] = total.get(name, 0) + count
-        total["leased"] = max(0, total["leased"])
-        return total
+        return total(
+            {
+                "leased": -lingering,
+                "idle": lingering,
+                "opening": 0,
+                "waiting": 0 if self._link.up else len(self._waiting),
+                "hits": self._handed_on,
+                "handshakes": 0,
+                "fallbacks": self._fallbacks,
+                "misses": {},
+                "evictions": {},
+            },
+            parts,
+        )
 
     def close(self) -> Deferred[None]:
         closed: Deferred[None] = Deferred()
@@ -183,24 +179,13 @@ class RemoteSessionCache:
             for waiter in waiters:
                 self._waiting.remove(waiter)
             self._withdraw_surplus()
-            for borrowed in list(self._lingering):
+            for borrowed in self._lingering.all():
                 self._return(borrowed)
             for waiter in waiters:
                 if waiter.instead is None:
                     waiter.granted.errback(Failure(closed_error()))
         self._check_closed()
         return closed
-
-    def _make_way(self, waiter: Waiter) -> None:
-        """What lingers here for others goes back if the keeper may serve ``waiter`` with it."""
-        if not self._lingering:
-            return
-        where = waiter.destination
-        endpoint = self._endpoints.get(where)
-        for borrowed in list(self._lingering):
-            key = borrowed.session.key
-            if endpoint in (None, key.endpoint) and (where.identity, where.tls_class) == (key.identity, key.tls_class):
-                self._return(borrowed)
 
     # -- waiting -----------------------------------------------------------------------------------------------
 
@@ -368,10 +353,6 @@ class RemoteSessionCache:
                 return True
         return False
 
-    def _hand_on(self, borrowed: Borrowed) -> Lease:
-        self._handed_on += borrowed.session.uses > 0
-        return Lease(self, borrowed, borrowed.session)
-
     def released(self, borrowed: Borrowed, session: Session) -> None:
         """See `mailcache.lease.Owner`."""
         if session.busy or not session.reusable:
@@ -388,7 +369,7 @@ class RemoteSessionCache:
             return
         self._handed_on = handed_on
         borrowed.linger(now, self._linger)
-        self._lingering[borrowed] = None
+        self._lingering.add(borrowed)
         self._linger_ticker.start()
 
     def discarded(self, borrowed: Borrowed, session: Session) -> None:
@@ -398,7 +379,7 @@ class RemoteSessionCache:
         self._return(borrowed, discard=True)
 
     def _return(self, borrowed: Borrowed, *, discard: bool = False) -> None:
-        self._lingering.pop(borrowed, None)
+        self._lingering.remove(borrowed)
         if borrowed not in self._leased:
             return
         self._leased.discard(borrowed)
@@ -459,10 +440,8 @@ class RemoteSessionCache:
         return busy or self._link.pinging or self._closing
 
     def _tick_lingering(self) -> bool:
-        now = self._now()
-        for borrowed in list(self._lingering):
-            if borrowed.linger_until <= now:
-                self._return(borrowed)
+        for borrowed in self._lingering.due(self._now()):
+            self._return(borrowed)
         self._withdraw_surplus()
         return bool(self._lingering)
 
