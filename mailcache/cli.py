@@ -49,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         "demo",
         help="send mail to a server of its own on loopback, with and without kept sessions, and compare",
         description="Send mail to a server of its own on loopback, first with a connection for each message, "
-        "then over kept sessions, and show what each has cost. Nothing leaves this machine.",
+        "then over kept sessions, then from four processes that share the sessions of a keeper, and show what each "
+        "has cost. Nothing leaves this machine.",
     )
     showing.add_argument(
         "--messages",
