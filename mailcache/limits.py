@@ -15,6 +15,14 @@ def _whole(minimum: int) -> Any:
     return check
 
 
+def _one_of(*known: str) -> Any:
+    def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
+        if value not in known:
+            raise ValueError(f"{attribute.name}: {value!r} is not one of {', '.join(known)}")
+
+    return check
+
+
 def _seconds(minimum: float) -> Any:
     def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -35,6 +43,10 @@ class Limits:
     smtp_connection_cache_time_limit is 2 s) ends what nobody uses; ``max_age`` (Postfix
     smtp_connection_reuse_time_limit) is spread by 20 % so that sessions opened together do not end together;
     ``max_uses`` is the number of transactions, ``None`` for no limit.
+
+    ``keep`` is "always", or "busy" to keep sessions on demand: only while deliveries to their destination come back to
+    back, within a second, or wait (Postfix smtp_connection_cache_on_demand). Where mail is rare, servers then see no
+    idle connection.
     """
 
     sessions: int = attrs.field(default=1000, validator=_whole(1))
@@ -46,6 +58,7 @@ class Limits:
     max_age: float = attrs.field(default=300, validator=_seconds(0))
     max_uses: int | None = attrs.field(default=None, validator=attrs.validators.optional(_whole(1)))
     wait_timeout: float = attrs.field(default=30, validator=_seconds(0))
+    keep: str = attrs.field(default="always", validator=_one_of("always", "busy"))
 
 
 @attrs.frozen(slots=True, kw_only=True)

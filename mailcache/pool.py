@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from mailcache.choosing import choose, may_wait, no_place
+from mailcache.demand import Demand
 from mailcache.destination import Destination, Endpoint
 from mailcache.limits import Limits
 from mailcache.matching import Matching
@@ -83,6 +84,7 @@ class Pool:
         self._routes = Routes()
         self._waiting = Queues()
         self._places = Places(limits)
+        self._demand = Demand() if limits.keep == "busy" else None
         self._matching = Matching(self._places, self._waiting, self._routes, wall)
         self._known = self._routes.known
         self._idle = self._places.idle
@@ -125,6 +127,8 @@ class Pool:
                 ):
                     self._places.lease(member, destination)
                     self.hits += 1
+                    if self._demand is not None:
+                        self._demand.began(destination, now)
                     return member
         return None
 
@@ -198,9 +202,8 @@ class Pool:
         disown(member)
         first = self._matching.first_served(member, now)
         if first is None:
-            self._places.park(member, now)
-            return self._plan(now)
-        return [self._grant(first, member), *self._plan(now)]
+            return [*self._park(member, now), *self._plan(now)]
+        return [self._grant(first, member, now), *self._plan(now)]
 
     def failed(self, member: Member, error: DeliveryError, now: float, *, gone: bool) -> list[Action]:
         """Opening ``member`` has failed; ``gone`` says whether no socket of it is left."""
@@ -227,6 +230,8 @@ class Pool:
         """The lease of ``member`` has ended; ``reusable`` says whether its session stands at a clean place."""
         session = member.session
         assert session is not None
+        if self._demand is not None:
+            self._demand.ended(member.destination, now)
         if not reusable:
             return [self._evict(member, "discarded")]
         if self.closed or member.expires_at <= now:
@@ -234,19 +239,18 @@ class Pool:
         if member.max_uses is not None and session.uses >= member.max_uses:
             return [self._evict(member, "uses")]
         if not self._queues:
-            self._places.park(member, now)
-            return []
+            return self._park(member, now)
         first = self._matching.first_served(member, now)
         if first is None:
-            self._places.park(member, now)
+            actions = self._park(member, now)
             # There may be somebody for whom it makes room.
-            return self._plan(now) if self._places.crowded(member) else []
+            return actions + self._plan(now) if self._places.crowded(member) else actions
         longer = self._matching.who_waited_longer(member, first, now)
         if longer is not None:
             claim(longer, member)
             return [self._evict(member, "room")]
-        actions: list[Action] = []
-        if self._hand_over(member, first, actions):
+        actions = []
+        if self._hand_over(member, first, actions, now):
             actions += self._plan(now)
         return actions
 
@@ -294,22 +298,31 @@ class Pool:
 
     # -- serving -----------------------------------------------------------------------------------------------
 
-    def _hand_over(self, member: Member, request: Request, actions: list[Action]) -> bool:
+    def _hand_over(self, member: Member, request: Request, actions: list[Action], now: float) -> bool:
         """Grant ``member``, which somebody else had; gives whether his destination may have one more only now."""
         lender = member.destination
         was_full = not self._places.room_for(lender)
-        actions.append(self._grant(request, member))
+        actions.append(self._grant(request, member, now))
         return was_full and self._places.room_for(lender)
 
-    def _grant(self, request: Request, member: Member) -> Grant:
+    def _grant(self, request: Request, member: Member, now: float) -> Grant:
         assert member.session is not None
         if member.session.uses or member.state == IDLE:
             self.hits += 1
         else:
             self.misses[request.miss] += 1
         self._places.lease(member, request.destination)
+        if self._demand is not None:
+            self._demand.began(request.destination, now)
         self._waiting.remove(request)
         return Grant(request, member)
+
+    def _park(self, member: Member, now: float) -> list[Action]:
+        """Nobody wants ``member`` now: it is kept, unless that is done on demand and there is none."""
+        if self._demand is not None and not self._demand.busy(member.destination):
+            return [self._evict(member, "demand")]
+        self._places.park(member, now)
+        return []
 
     def _evict(self, member: Member, reason: str) -> Close:
         self.evictions[reason] += 1
@@ -372,7 +385,7 @@ class Pool:
             return False
         member = self._matching.idle_for(request, candidates, now)
         if member is not None:
-            return self._hand_over(member, request, actions)
+            return self._hand_over(member, request, actions, now)
         if request.opening is None:
             self._open_for(request, candidates, actions, now)
         return False

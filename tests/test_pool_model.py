@@ -48,6 +48,7 @@ LIMITS = st.fixed_dictionaries(
         "idle_timeout_mx": st.sampled_from([0, 5]),
         "max_age": st.sampled_from([0, 10, 300]),
         "max_uses": st.sampled_from([None, None, 1, 3]),
+        "keep": st.sampled_from(["always", "always", "busy"]),
     }
 )
 ANY = st.integers(0, 1000)
