@@ -431,7 +431,8 @@ class Connection(Protocol):
     def _abort(self) -> None:
         self.deadline = NEVER
         if self._wire is not None and not self._gone:
-            self._wire.abortConnection()
+            # A proxy's transport may have nothing harder than this.
+            getattr(self._wire, "abortConnection", self._wire.loseConnection)()
 
 
 CLOSE_LIMIT = 5.0

@@ -96,7 +96,8 @@ class NextHop:
 class Endpoint:
     """One server address: what can be connected to. Host name and SNI are no part of it.
 
-    ``address`` is an IP address in its canonical form, with its scope ("fe80::1%eth0"), or a socket's path;
+    ``address`` is an IP address in its canonical form, with its scope ("fe80::1%eth0"), or a socket's path; where a
+    proxy connects, it may be a host name;
     ``port`` is ``None`` for a socket.
     """
 
@@ -148,7 +149,8 @@ class Destination:
     :param credentials: whom to log in as.
     :param tls: a policy; ``None`` is "verify" where there are credentials, else "may".
     :param one_flight: allow the whole message in one flight where the server can take it so; in no session's key.
-    :param proxy: reserved for connecting through a proxy; anything but ``None`` is refused so far.
+    :param proxy: the name of a proxy that connections are made through: one of those that the cache was given. The
+        name of the host goes to the proxy as it is; nothing is looked up here.
     :raises ValueError: that names the field, what was wrong with it and what would be right. The files that are
         named are read now: the destination stands for their content.
     """
@@ -158,7 +160,7 @@ class Destination:
     namespace: str
     bind_address: str | None
     helo_name: str | None
-    proxy: None
+    proxy: str | None
     client_certificate: str | None
     credentials: Credentials | None
     tls: TLSPolicy
@@ -178,7 +180,7 @@ class Destination:
         namespace: str = "default",
         bind_address: str | None = None,
         helo_name: str | None = None,
-        proxy: None = None,
+        proxy: str | None = None,
         client_certificate: str | None = None,
         credentials: Credentials | None = None,
         tls: TLSPolicy | None = None,
@@ -186,17 +188,20 @@ class Destination:
     ) -> None:
         if not isinstance(protocol, str) or protocol not in PORTS:
             raise ValueError(f"protocol: {protocol!r} is not one of {', '.join(PORTS)}")
-        if not isinstance(namespace, str) or not namespace or not namespace.isprintable():
-            raise ValueError(f"namespace: {namespace!r} is not a printable string of at least one character")
+        _check_label("namespace", namespace)
         if credentials is not None and not isinstance(credentials, Credentials):
             raise ValueError(f"credentials: a Credentials object is wanted, not {type(credentials).__name__}")
         if tls is not None and not isinstance(tls, TLSPolicy):
             raise ValueError(f'tls: a TLSPolicy is wanted, as in TLSPolicy("verify"), not {type(tls).__name__}')
-        if proxy is not None:
-            raise ValueError("proxy: connections are made directly; there is no proxy support yet")
         if helo_name is not None:
             _check_helo_name(helo_name)
         hop = NextHop.parse(next_hop, PORTS[protocol])
+        if proxy is not None:
+            _check_label("proxy", proxy)
+            if hop.kind == "unix":
+                raise ValueError(f"proxy: {next_hop!r} is a socket of this host, which no proxy can reach")
+            if bind_address is not None:
+                raise ValueError("proxy: it is the proxy that connects, so that a bind_address would mean nothing")
         policy = tls if tls is not None else TLSPolicy("verify" if credentials is not None else "may")
         if protocol == "smtps" and policy.level in ("none", "may"):
             raise ValueError(
@@ -210,14 +215,14 @@ class Destination:
         bound = None if bind_address is None else ip_address(bind_address)
         if bind_address is not None and bound is None:
             raise ValueError(f"bind_address: {bind_address!r} is not an IP address such as 192.0.2.1 or 2001:db8::1")
-        identity = Identity(namespace, bound, helo_name, credentials, _digest(client))
+        identity = Identity(namespace, bound, helo_name, credentials, _digest(client), proxy)
         tls_class = (
             TLSClass(_digest(anchors), policy.min_version, policy.ciphers, identity.client_certificate)
             if policy.level != "none"
             else None
         )
         self.__attrs_init__(
-            str(hop), protocol, namespace, bound, helo_name, None, client_certificate, credentials, policy,
+            str(hop), protocol, namespace, bound, helo_name, proxy, client_certificate, credentials, policy,
             bool(one_flight), hop, identity, tls_class, anchors, client,
             hash((hop, protocol, identity, tls_class, policy, bool(one_flight))),
         )  # fmt: skip
@@ -240,7 +245,7 @@ class Destination:
         )
         other = object.__new__(Destination)
         other.__attrs_init__(
-            self.next_hop, self.protocol, self.namespace, self.bind_address, self.helo_name, None, None,
+            self.next_hop, self.protocol, self.namespace, self.bind_address, self.helo_name, self.proxy, None,
             self.credentials, self.tls, self.one_flight, self.hop, identity, tls_class, trust_anchors, client_pem,
             hash((self.hop, self.protocol, identity, tls_class, self.tls, self.one_flight)),
         )  # fmt: skip
@@ -257,6 +262,11 @@ class Destination:
 @lru_cache(maxsize=64)
 def _digest(content: bytes | None) -> str | None:
     return None if content is None else hashlib.sha256(content).hexdigest()
+
+
+def _check_label(field: str, label: object) -> None:
+    if not isinstance(label, str) or not label or not label.isprintable():
+        raise ValueError(f"{field}: {label!r} is not a printable string of at least one character")
 
 
 def _check_helo_name(name: object) -> None:

@@ -42,7 +42,7 @@ class Kept(Protocol):
 class Candidate:
     """One hop of a destination's route, with the key and the requirement of its sessions.
 
-    :ivar way: what is left alone when the server does not serve anybody: its endpoint, and from where it is reached.
+    :ivar way: what is left alone when the server does not serve anybody: its endpoint, and how it is reached.
     :ivar subject: what is left alone when it does not do what was asked of it: the key and the requirement.
     """
 
@@ -53,7 +53,7 @@ class Candidate:
         self.endpoint = hop.endpoint
         self.key: SessionKey = destination.key(hop.endpoint)
         self.requirement: Requirement = destination.tls.resolve(destination.hop.name, hop.host)
-        self.way: Hashable = (hop.endpoint, destination.bind_address)
+        self.way: Hashable = (hop.endpoint, destination.bind_address, destination.proxy)
         self.subject: Hashable = (self.key, self.requirement)
         self._capabilities: Capabilities | None = None
         self._capabilities_until = 0.0

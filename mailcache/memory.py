@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -19,7 +19,7 @@ from mailcache.lease import Lease
 from mailcache.limits import Limits, Timeouts
 from mailcache.members import IDLE, LEASED, OPENING, Action, Close, Fail, Grant, Member, Open, Request
 from mailcache.message import NO_NEEDS, Needs
-from mailcache.opening import Opener
+from mailcache.opening import Opener, Proxy
 from mailcache.pool import Pool, closed_error
 from mailcache.result import DeliveryError
 from mailcache.routing.hosts import HostRouter
@@ -42,7 +42,9 @@ class MemorySessionCache:
     :param router: an `IRouter`; ``None`` finds hosts by their addresses.
     :param clock: gives monotonic seconds; ``None`` is `time.monotonic`. With a `task.Clock` as the reactor, give its
         ``seconds``.
-    :raises ValueError: if ``limits`` or ``timeouts`` are of another type.
+    :param proxies: for each name that destinations may give as their proxy, a callable that takes a host, a name or an
+        address, and a port, and gives the `IStreamClientEndpoint` which connects there by way of the proxy.
+    :raises ValueError: if ``limits``, ``timeouts`` or ``proxies`` are of another type.
     """
 
     _log = Logger()
@@ -55,18 +57,22 @@ class MemorySessionCache:
         router: Any = None,
         *,
         clock: Callable[[], float] | None = None,
+        proxies: Mapping[str, Proxy] | None = None,
     ) -> None:
         if limits is not None and not isinstance(limits, Limits):
             raise ValueError(f"limits: a Limits object is wanted, not {type(limits).__name__}")
         if timeouts is not None and not isinstance(timeouts, Timeouts):
             raise ValueError(f"timeouts: a Timeouts object is wanted, not {type(timeouts).__name__}")
+        proxies = proxies if proxies is not None else {}
+        if not isinstance(proxies, Mapping) or not all(map(callable, proxies.values())):
+            raise ValueError("proxies: callables by name are wanted, each of which takes a host and a port")
         self.clock = reactor
         self._now = clock if clock is not None else time.monotonic
         self._limits = limits if limits is not None else Limits()
         self._timeouts = timeouts if timeouts is not None else Timeouts()
         self._router = IRouter(router) if router is not None else HostRouter(reactor)
         self._pool = Pool(self._limits, time.time)
-        self._opener = Opener(reactor, self._timeouts, self._now, time.time, self._connection_gone)
+        self._opener = Opener(reactor, self._timeouts, self._now, time.time, self._connection_gone, proxies)
         self._ticker = Ticker(reactor, interval_for(self._limits, self._timeouts), self._tick)
         self._connections: dict[Connection, Member] = {}
         self._openings: dict[Member, Deferred[Session]] = {}

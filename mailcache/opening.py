@@ -6,7 +6,7 @@ import base64
 import ipaddress
 import itertools
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -37,6 +37,9 @@ MAX_CHALLENGES = 10
 
 ENOUGH_OF_A_SECRET = 8
 """Bytes of a password, or of what was said to log in, by which it is recognised in a reply that was cut short."""
+
+Proxy = Callable[[str, int], IStreamClientEndpoint]
+"""Gives the endpoint that connects to this host, a name or an address, and port by way of the proxy."""
 
 _identifiers = itertools.count(1)
 
@@ -101,6 +104,7 @@ class Opener:
 
     :ivar gone: called with each `Connection` that was made when its transport is closed.
     :ivar wall: gives seconds since 1970, for the validity of certificates.
+    :ivar proxies: by their names.
     """
 
     reactor: Any
@@ -108,6 +112,7 @@ class Opener:
     now: Callable[[], float]
     wall: Callable[[], float]
     gone: Callable[[Connection], None]
+    proxies: Mapping[str, Proxy] = attrs.Factory(dict)
     contexts: Contexts = attrs.Factory(Contexts)
 
     def open(
@@ -234,8 +239,12 @@ class _Attempt:
         factory = Factory.forProtocol(lambda: self._connection)
         factory.noisy = False
         endpoint = self._client_endpoint()
+        connecting = endpoint.connect(factory)
+        if self._destination.proxy is not None:
+            # Other endpoints have their own limit, which says more.
+            connecting.addTimeout(self._timeouts.connect, self._opener.reactor)
         try:
-            await endpoint.connect(factory)
+            await connecting
         except CancelledError:
             raise
         except Exception as error:
@@ -243,15 +252,24 @@ class _Attempt:
                 self._phase = "bind"
             raise self._error(f"no connection: {error}") from error
         connection = self._connection
-        wire: Any = connection.transport
-        # Without the endpoint's wrapper between: what is read comes straight to the connection.
-        wire.protocol = connection
+        if self._destination.proxy is None:
+            wire: Any = connection.transport
+            # Without the endpoint's wrapper between: what is read comes straight to the connection.
+            wire.protocol = connection
         self._connected(connection)
 
     def _client_endpoint(self) -> IStreamClientEndpoint:
         reactor = self._opener.reactor
         endpoint = self._hop.endpoint
         limit = self._timeouts.connect
+        proxy = self._destination.proxy
+        if proxy is not None:
+            connect = self._opener.proxies.get(proxy)
+            if connect is None:
+                known = ", ".join(self._opener.proxies) or "none"
+                raise self._error(f"the proxy {proxy!r} is not known to this cache; it has {known}", retriable=False)
+            assert endpoint.port is not None
+            return connect(endpoint.address, endpoint.port)
         if endpoint.port is None:
             return UNIXClientEndpoint(reactor, endpoint.address, limit)
         bound = self._destination.bind_address

@@ -88,9 +88,11 @@ class Outcome:
         return value.value if isinstance(value, Failure) else value
 
 
-def memory_cache(reactor: MemoryReactor, limits: Limits | None, timeouts: Timeouts | None, router: Any) -> Any:
+def memory_cache(
+    reactor: MemoryReactor, limits: Limits | None, timeouts: Timeouts | None, router: Any, proxies: Any = None
+) -> Any:
     """The cache under test unless a test says otherwise."""
-    return MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds)
+    return MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds, proxies=proxies)
 
 
 class Bed:
@@ -187,11 +189,16 @@ class WithKeeper(RemoteSessionCache):
 
 
 def keeper_cache(
-    reactor: MemoryReactor, limits: Limits | None, timeouts: Timeouts | None, router: Any, **borrower: Any
+    reactor: MemoryReactor,
+    limits: Limits | None,
+    timeouts: Timeouts | None,
+    router: Any,
+    proxies: Any = None,
+    **borrower: Any,
 ) -> WithKeeper:
     """A borrower of a keeper of its own."""
     pairs = MemoryPairs(reactor)
-    kept = MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds)
+    kept = MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds, proxies=proxies)
     keeper = Keeper(reactor, kept, pairs)
     reactor.listenUNIX(KEEPER, keeper)
     settings = {"timeouts": timeouts, "wait_timeout": (limits or Limits()).wait_timeout, **borrower}

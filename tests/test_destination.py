@@ -168,6 +168,7 @@ OTHERS: dict[type, dict[str, tuple[Any, ...]]] = {
         "credentials": (Credentials("user", "secret"), Credentials("user", "Secret")),
         "tls": (TLSPolicy("none"), TLSPolicy("encrypt"), TLSPolicy("may", ciphers="HIGH")),
         "one_flight": (True,),
+        "proxy": ("tor", "Tor"),
     },
 }
 """For each field of each class values that are not its base's; a pair of arguments where the base does not allow it."""
@@ -179,7 +180,6 @@ FOLLOWING = {
         "tls_class": "made of tls and client_certificate, with the content of their files",
         "trust_anchors": "the content whose digest is in tls_class",
         "client_pem": "the content whose digest is in identity",
-        "proxy": "there is none so far: see test_wrong_input",
         "_hash": "the hash",
     }
 }

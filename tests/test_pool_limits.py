@@ -165,7 +165,7 @@ class MakingRoomTests(SynchronousTestCase):
         world = World(sessions=1)
         world.release(world.serve(ONE, A))
         for number in range(3):
-            world.pool.health.failed((B, None), failure(), world.now, began=world.now + number)
+            world.pool.health.failed((B, None, None), failure(), world.now, began=world.now + number)
         request = world.ask(TWO)
         world.resolve(TWO, B)
         self.assertIn("left alone", str(world.error(request)))

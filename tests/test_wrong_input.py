@@ -183,7 +183,10 @@ class WrongInput(SynchronousTestCase):
                     row({"tls": given}, f'tls: a TLSPolicy is wanted, as in TLSPolicy("verify"), not {name}')
                     for given, name in (("verify", "str"), (True, "bool"), (TLSPolicy, "type"))
                 ],
-                row({"proxy": "socks5://a"}, "proxy: ", "connections are made directly"),
+                row({"proxy": ""}, "proxy: ", "printable string"),
+                row({"proxy": "tor\n"}, "proxy: ", "printable string"),
+                row({"proxy": 9050}, "proxy: ", "printable string"),
+                row({"proxy": "tor", "bind_address": "192.0.2.1"}, "proxy: ", "bind_address"),
                 row({"protocol": "smtps"}, *smtps, '"may"'),
                 row({"protocol": "smtps", "tls": TLSPolicy("may")}, *smtps, '"may"'),
                 row({"protocol": "smtps", "tls": TLSPolicy("none")}, *smtps, '"none"'),
@@ -348,8 +351,12 @@ class WrongInput(SynchronousTestCase):
         rows = []
         for field in attrs.fields(Limits):
             least = counts.get(field.name)
-            if least is None:
-                values: tuple[object, ...] = (-1, -0.001, float("nan"), float("inf"), "5", True, None, 1j)
+            values: tuple[object, ...]
+            if field.name == "keep":
+                values = ("", "Busy", "never", None, True, 1, b"busy")
+                right = "one of always, busy"
+            elif least is None:
+                values = (-1, -0.001, float("nan"), float("inf"), "5", True, None, 1j)
                 right = "a number of seconds of at least 0"
             else:
                 values = (least - 1, -1, 1.5, 2.0, "5", True, b"5")

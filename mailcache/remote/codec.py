@@ -84,6 +84,7 @@ def encode_destination(destination: Destination) -> bytes:
             "namespace": destination.namespace,
             "bind_address": destination.bind_address,
             "helo_name": destination.helo_name,
+            "proxy": destination.proxy,
             "credentials": None if credentials is None else [credentials.username, credentials.password],
             "tls": {
                 "level": policy.level,
@@ -122,7 +123,7 @@ def decode_destination(data: bytes, uid: int | None) -> Destination:
     if fields.get("version") != VERSION:
         raise MalformedError(f"{what}: version {fields.get('version')!r} is not {VERSION}")
     _take(
-        fields, what, version=int, next_hop=str, protocol=str, namespace=str, bind_address=_TEXT, helo_name=_TEXT,
+        fields, what, version=int, next_hop=str, protocol=str, namespace=str, bind_address=_TEXT, helo_name=_TEXT, proxy=_TEXT,
         credentials=(list, type(None)), tls=dict, trust_anchors=_TEXT, client_certificate=_TEXT, one_flight=bool,
     )  # fmt: skip
     tls = _take(
@@ -146,6 +147,7 @@ def decode_destination(data: bytes, uid: int | None) -> Destination:
             namespace=fields["namespace"],
             bind_address=fields["bind_address"],
             helo_name=fields["helo_name"],
+            proxy=fields["proxy"],
             credentials=None if pair is None else Credentials(*pair),
             tls=policy,
             one_flight=fields["one_flight"],

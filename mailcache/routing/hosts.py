@@ -45,7 +45,8 @@ class HostRouter:
         protocol = destination.protocol
         if hop.kind == "unix":
             return succeed(Route((Hop(Endpoint(protocol, hop.name, None), "localhost"),), float("inf")))
-        if is_address(hop.name):
+        if is_address(hop.name) or destination.proxy is not None:
+            # What a proxy is asked for is its own to look up: a look-up here would tell who is written to.
             return succeed(Route((Hop(Endpoint(protocol, hop.name, hop.port), hop.name),), float("inf")))
         assert hop.port is not None
         lookup = _Lookup(hop.name, protocol, hop.port)

@@ -125,7 +125,7 @@ class IdentityTests(CacheCase):
     def test_every_field_that_a_key_is_made_of_is_in_these_tables(self) -> None:
         # Whoever adds a field decides with it whether sessions are shared over it, and says so here.
         identities = {*_identities(self)} - {"no credentials"}
-        elsewhere = {"proxy", "uid"}  # not to be had yet; set by a keeper
+        elsewhere = {"proxy", "uid"}  # see test_proxies; set by a keeper
         self.assertEqual(set(field_names(Identity)), identities | elsewhere)
         self.assertEqual(set(field_names(TLSClass)), {*_policies(self), "client_certificate"} - {"level", "servername"})
         derived = {"hop", "identity", "tls_class"}
