@@ -46,6 +46,7 @@ class Watch:
         self.rset_due = rset_due
         self.spoiled: str | None = None
         self._owed: deque[int] = deque()
+        self._data_owed = False
         self._line = b""
         self._in_content = False
         self._tail = b""
@@ -69,39 +70,43 @@ class Watch:
 
     def sent(self, data: bytes) -> None:
         """The borrower has sent ``data``."""
-        while data and self.spoiled is None:
+        at = 0
+        while at < len(data) and self.spoiled is None:
             if self._chunk:
-                taken = min(self._chunk, len(data))
+                taken = min(self._chunk, len(data) - at)
                 self._chunk -= taken
-                data = data[taken:]
+                at += taken
             elif self._in_content:
-                data = self._content(data)
+                at = self._content(data, at)
             else:
-                data = self._command(data)
+                at = self._command(data, at)
 
-    def _content(self, data: bytes) -> bytes:
-        window = self._tail + data
-        at = window.find(_END)
-        if at < 0:
+    def _content(self, data: bytes, start: int) -> int:
+        """Follow the content in ``data`` from ``start``; gives where to go on."""
+        window = self._tail + data[start:]
+        end = window.find(_END) + len(_END)
+        if end < len(_END):
             self._tail = window[1 - len(_END) :]
-            return b""
+            return len(data)
         self._in_content = False
         if self._parser.pending:
             self._spoil("bytes of a reply came before the end of content")
         self._parser.lenient = True
         self._owed.extend([_DOT] * (max(1, self._accepted) if self._lmtp else 1))
-        return window[at + len(_END) :]
+        return start + end - len(self._tail)
 
-    def _command(self, data: bytes) -> bytes:
-        end = data.find(b"\n") + 1
+    def _command(self, data: bytes, start: int) -> int:
+        """Follow one command in ``data`` from ``start``; gives where to go on."""
+        end = data.find(b"\n", start) + 1
+        line = self._line + data[start : end or len(data)]
+        if len(line) > MAX_COMMAND:
+            self._spoil("a command without an end")
+            return len(data)
         if not end:
-            self._line += data
-            if len(self._line) > MAX_COMMAND:
-                self._spoil("a command without an end")
-            return b""
-        line = self._line + data[:end]
+            self._line = line
+            return len(data)
         self._line = b""
-        if _DATA in self._owed:
+        if self._data_owed:
             self._spoil("bytes behind DATA")
         verb = line[:4].upper()
         kind = _KINDS.get(verb)
@@ -109,6 +114,7 @@ class Watch:
             self._owed.append(kind)
             if kind == _MAIL:
                 self.transactions += 1
+            self._data_owed = kind == _DATA
         elif verb == b"BDAT":
             self._owed.append(_OTHER)
             self.rset_due = True
@@ -120,7 +126,7 @@ class Watch:
         else:
             # EHLO, AUTH, STARTTLS and the like make another session of it.
             self._spoil("a command that has no place in a transaction")
-        return data[end:]
+        return end
 
     # -- from the server ---------------------------------------------------------------------------------------
 
@@ -160,6 +166,7 @@ class Watch:
         elif kind == _RCPT:
             self._accepted += code < 300
         elif kind == _DATA:
+            self._data_owed = False
             self._in_content = code == 354
             self._tail = b"\r\n"
             if code < 300:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 from typing import Any
@@ -130,6 +131,9 @@ class Borrower(LineOnlyReceiver):
         self.lease.release()
         tell(lied=True)
 
+    async def do_whoami(self) -> None:
+        tell(uid=os.getuid(), pid=os.getpid(), reactor=type(reactor).__name__)
+
     async def do_statistics(self) -> None:
         tell(statistics=await self.cache.statistics())
 
@@ -138,8 +142,19 @@ class Borrower(LineOnlyReceiver):
         tell(closed=True)
 
 
+def become(uid: int) -> None:
+    """Be this user from here on, and nobody else."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
 def main() -> None:
-    stdio.StandardIO(Borrower(*sys.argv[1:]))
+    keeper, next_hop, ca_file, domain, *user = sys.argv[1:]
+    borrower = Borrower(keeper, next_hop, ca_file, domain)
+    for uid in user:
+        become(int(uid))
+    stdio.StandardIO(borrower)
     reactor.run()  # type: ignore[attr-defined]
 
 

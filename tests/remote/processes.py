@@ -12,16 +12,29 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IProcessTransport
 from twisted.internet.protocol import ProcessProtocol
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.protocols import amp
 from twisted.python.failure import Failure
 from twisted.trial.unittest import TestCase
 
+from mailcache.remote import codec, commands
 from mailcache.testing import SMTPServer
 from tests.helpers import authority, ca_file
 
 ROOT = Path(__file__).parent.parent.parent
+REACTORS = {"SelectReactor": "select", "PollReactor": "poll", "AsyncioSelectorReactor": "asyncio"}
+"""What the reactors are called that the processes have as this one has; any other is the default."""
+
+WITH_REACTOR = """
+import runpy, sys
+from twisted.application.reactors import installReactor
+installReactor(sys.argv.pop(1))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 GLANCE = 0.02
 """Seconds between looks at what can only be looked at."""
 
@@ -31,9 +44,13 @@ class Ended(Exception):  # noqa: N818
 
 
 class Process(ProcessProtocol):
-    """A process that tells what it has to tell in lines of JSON, of which each is awaited or kept."""
+    """A process that tells what it has to tell in lines of JSON, of which each is awaited or kept.
+
+    :ivar open_at_start: how many descriptors it had when it was noted.
+    """
 
     transport: IProcessTransport
+    open_at_start: int
 
     def __init__(self) -> None:
         self.ended: Deferred[None] = Deferred()
@@ -125,6 +142,11 @@ class ProcessCase(TestCase):
         self.addCleanup(self.server.close)
         return self.server
 
+    @property
+    def reactor_name(self) -> str:
+        """The name of the reactor that this process runs."""
+        return REACTORS.get(type(reactor).__name__, "default")
+
     def _spawn(self, *command: str) -> Process:
         process = Process()
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -132,7 +154,7 @@ class ProcessCase(TestCase):
         self.addCleanup(process.end)
         return process
 
-    async def keeper(self, path: str | None = None, **limits: object) -> Process:
+    async def keeper(self, path: str | None = None, mode: str = "600", **limits: object) -> Process:
         """A keeper that listens."""
         folder = Path(self.mktemp())
         folder.mkdir()
@@ -140,20 +162,67 @@ class ProcessCase(TestCase):
         configuration = folder / "keeper.toml"
         configuration.write_text("[limits]\n" + "".join(f"{name} = {value}\n" for name, value in limits.items()))
         process = self._spawn(
-            "-m", "twisted", "--log-level=warn", "mailcache", "--listen", f"unix:{self.socket}:mode=600",
-            "--config", str(configuration),
+            "-m", "twisted", f"--reactor={self.reactor_name}", "--log-level=warn", "mailcache",
+            "--listen", f"unix:{self.socket}:mode={mode}", "--config", str(configuration),
         )  # fmt: skip
         await until(lambda: os.path.exists(self.socket) or not process.running, 20)
         self.assertTrue(process.running, process.output.decode())
         self.addCleanup(lambda: [os.unlink(name) for name in _left(self.socket)])
+        _, process.open_at_start = await self.ask_keeper(process)
+        await until(lambda: descriptors(process.pid) == process.open_at_start, 10)
         return process
 
     def borrower(
-        self, next_hop: str | None = None, ca: str | None = None, domain: str = "y.test", pid: int | None = None
+        self, next_hop: str | None = None, ca: str | None = None, domain: str = "y.test", uid: int | None = None
     ) -> Process:
+        """A borrower; ``uid`` is whom it becomes before it connects."""
         where = next_hop if next_hop is not None else f"[127.0.0.1]:{self.server.port}"
         script = str(Path(__file__).with_name("borrower_process.py"))
-        return self._spawn(script, self.socket, where, ca if ca is not None else ca_file(), domain)
+        user = () if uid is None else (str(uid),)
+        what = (script, self.socket, where, ca if ca is not None else ca_file(), domain, *user)
+        return self._spawn("-c", WITH_REACTOR, self.reactor_name, *what)
+
+    async def started(self, *borrowers: Process) -> None:
+        """Wait until these run, and note what they have open."""
+        for borrower in borrowers:
+            await borrower.does("statistics", "statistics")
+            borrower.open_at_start = descriptors(borrower.pid)
+
+    async def ask_keeper(self, keeper: Process) -> tuple[dict[str, Any], int]:
+        """The keeper's own counts, and how many descriptors it has, but that of this question."""
+        link: Any = await connectProtocol(UNIXClientEndpoint(reactor, self.socket), amp.AMP())
+        try:
+            await link.callRemote(commands.Hello, version=codec.VERSION).addTimeout(10, reactor)
+            answer = await link.callRemote(commands.Statistics).addTimeout(10, reactor)
+            return json.loads(answer["counts"]), descriptors(keeper.pid) - 1
+        finally:
+            link.transport.abortConnection()
+
+    async def check_closed(self, *borrowers: Process) -> None:
+        """Each of these closes its cache, and has open what it had when it was `started`."""
+
+        async def check(pid: int, then: int) -> None:
+            await until(lambda: descriptors(pid) == then, 10, lambda: (then, descriptors(pid)))
+
+        for borrower in borrowers:
+            await borrower.does("close", "closed")
+            await check(borrower.pid, borrower.open_at_start)
+
+    async def check_back(self, keeper: Process, *living: Process) -> None:
+        """All is back where it was: nobody has a lease or waits for one, and what is open is what is kept.
+
+        :param living: the borrowers that live, of those that were `started`: this ends them.
+        """
+        await self.check_closed(*living)
+        found: dict[str, Any] = {}
+        for _ in range(200):
+            counts, now = await self.ask_keeper(keeper)
+            found = {name: counts[name] for name in ("leased", "waiting", "opening")}
+            found["more open"] = now - keeper.open_at_start - counts["idle"]
+            if not any(found.values()):
+                break
+            await deferLater(reactor, GLANCE)  # type: ignore[arg-type]
+        self.assertFalse(any(found.values()), found)
 
     def committed(self) -> dict[str, int]:
         """How often the server has taken each message, by Message-ID."""

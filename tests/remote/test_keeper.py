@@ -15,7 +15,7 @@ from twisted.protocols import amp
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mailcache import DeliveryResult, Destination, Envelope, Limits, MemorySessionCache, RemoteSessionCache, deliver
-from mailcache.message import NO_NEEDS
+from mailcache.envelope import NO_NEEDS
 from mailcache.remote import codec, commands, keeper
 from mailcache.remote.commands import KeeperFault
 from mailcache.remote.keeper import Keeper

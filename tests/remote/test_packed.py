@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache.destination import Endpoint
-from mailcache.message import NO_NEEDS, Needs
+from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.remote.codec import MalformedError
 from mailcache.remote.packed import MAX_AVOIDED, MAX_TIMEOUT, MAX_WANTED, Granted, Released, Wanted
 

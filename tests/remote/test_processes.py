@@ -31,6 +31,7 @@ class DeathTests(ProcessCase):
         server = self.serve()
         keeper = await self.keeper(sessions_per_endpoint=1)
         other = self.borrower()
+        await self.started(other)
         await other.does("send", "done", labels=["first@test"], at_once=1)
         before = descriptors(keeper.pid)
         victim = self.borrower()
@@ -43,32 +44,41 @@ class DeathTests(ProcessCase):
         self.assertEqual([record.closed for record in server.connections], ["reset", None])
         await until(lambda: descriptors(keeper.pid) == before, 5, lambda: (before, descriptors(keeper.pid)))
         self.check_outcomes([other], 4)
+        await self.check_back(keeper, other)
 
     async def test_keeper_killed(self) -> None:
         """With 20 leases out and mail flowing, each message ends as sent once, or uncertain."""
-        server = self.serve(faults=[slow_verdicts()], slow_delay=0.02)
+        server = self.serve(faults=[slow_verdicts()], slow_delay=0.3)
         keeper = await self.keeper()
         borrowers = [self.borrower() for _ in range(2)]
-        await gatherResults([borrower.does("statistics", "statistics") for borrower in borrowers])
+        await self.started(*borrowers)
         sending = [
-            borrower.does("send", "done", labels=labels(f"flow{number}", 150), at_once=10)
+            borrower.does("send", "done", labels=labels(f"flow{number}", 40), at_once=10)
             for number, borrower in enumerate(borrowers)
         ]
-        await until(lambda: server.open_count == 20 and server.message_count > 60, 20, lambda: server.open_count)
+        await until(lambda: server.message_count > 20, 20, lambda: server.open_count)
+        leased = 0
+        while leased != 20:
+            counts, _ = await self.ask_keeper(keeper)
+            leased = counts["leased"]
+        self.assertEqual(server.open_count, 20)
         keeper.kill(signal.SIGKILL)
         await gatherResults(sending)
-        outcomes = self.check_outcomes(borrowers, 300)
+        outcomes = self.check_outcomes(borrowers, 80)
         self.assertLessEqual(sum(outcome == "uncertain" for outcome in outcomes.values()), 20)
         for borrower in borrowers:
             counts = (await borrower.does("statistics", "statistics"))["statistics"]
             self.assertGreater(counts["fallbacks"], 0)
             self.assertEqual((counts["leased"], counts["waiting"]), (0, 0))
+        await self.check_closed(*borrowers)
+        await until(lambda: server.open_count == 0, 10, lambda: server.open_count)
 
     async def test_keeper_stopped(self) -> None:
         """A keeper that stands still is done without within two seconds, and used again when it goes on."""
         server = self.serve(faults=[slow_verdicts()], slow_delay=0.02)
         keeper = await self.keeper()
         borrower = self.borrower()
+        await self.started(borrower)
         sending = borrower.does("send", "done", labels=labels("flow", 200), at_once=5)
         await until(lambda: server.message_count > 20, 20)
         keeper.kill(signal.SIGSTOP)
@@ -90,12 +100,14 @@ class DeathTests(ProcessCase):
                 break
         else:
             self.fail("the keeper is not used again")
+        await self.check_back(keeper, borrower)
 
     async def test_borrower_stopped(self) -> None:
         """The last lease, held by one who stands still, is revoked: who waits gets its place."""
         server = self.serve()
-        await self.keeper(sessions_per_endpoint=1)
+        keeper = await self.keeper(sessions_per_endpoint=1)
         stopped, other = self.borrower(), self.borrower()
+        await self.started(stopped, other)
         await stopped.does("send", "done", labels=["first@test"], at_once=1)
         await self.hold(stopped)
         stopped.kill(signal.SIGSTOP)
@@ -106,11 +118,13 @@ class DeathTests(ProcessCase):
         await stopped.does("send", "done", labels=["later@test"], at_once=1)
         self.assertEqual(self.committed(), {"first@test": 1, "waited@test": 1, "later@test": 1})
         self.assertEqual(server.violations, [])
+        await self.check_back(keeper, stopped, other)
 
     async def check_lie(self, said: str, until_seen: str, **server: Any) -> None:
         self.serve(**server)
-        await self.keeper(sessions_per_endpoint=1)
+        keeper = await self.keeper(sessions_per_endpoint=1)
         liar, other = self.borrower(), self.borrower()
+        await self.started(liar, other)
         await other.does("send", "done", labels=["first@test"], at_once=1)
         await self.hold(liar)
         waiting = other.does("send", "done", labels=labels("honest", 3), at_once=1)
@@ -119,6 +133,7 @@ class DeathTests(ProcessCase):
         self.check_outcomes([other], 4)
         self.assertEqual(set(self.committed().values()), {1})
         self.assertNotIn("lie@test", self.committed())
+        await self.check_back(keeper, liar, other)
 
     async def test_lie_in_content(self) -> None:
         """Half a message, called clean: the next one is not appended to it."""
