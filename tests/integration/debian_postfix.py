@@ -1,133 +1,235 @@
-"""
-Debian's Postfix, unpacked and not installed: an installed one would start, listen on port 25 and replace the
-machine's own mail server.
-
-Everything comes through ``apt-get``, once, into the folder ``$MAILCACHE_SERVERS``
-(``/var/tmp/mailcache-servers``). Libraries that the machine lacks are fetched and unpacked beside Postfix:
-apt-get itself is asked which those are.
-"""
+"""Debian's Postfix, storing what it is sent."""
 
 from __future__ import annotations
 
-import fcntl
 import grp
 import os
 import pwd
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from twisted.internet.posixbase import PosixReactorBase
+
+from tests.integration.debian import Software
+from tests.integration.servers import DOMAIN, LIFETIME, DebianServer, ServerError, StoringSMTPServer
 
 MAIL_OWNER = "postfix"
 SETGID_GROUP = "postdrop"
 
+_LIBRARIES = "usr/lib/postfix"
+_PROGRAMS = "usr/lib/postfix/sbin"
 
-class UnavailableError(Exception):
-    """A server cannot be had on this machine; the message says why."""
-
-
-@dataclass(frozen=True)
-class Installation:
-    """An unpacked Postfix."""
-
-    root: Path
-
-    @property
-    def programs(self) -> Path:
-        return self.root / "usr/lib/postfix/sbin"
-
-    @property
-    def own_libraries(self) -> Path:
-        return self.root / "usr/lib/postfix"
-
-    @property
-    def library_path(self) -> str:
-        """What ``LD_LIBRARY_PATH`` must be for its programs to run."""
-        fetched = (*self.root.glob("usr/lib/*-linux-*"), *self.root.glob("lib/*-linux-*"))
-        return ":".join(map(str, (self.own_libraries, *fetched)))
-
-    def missing_libraries(self) -> set[str]:
-        programs = [str(self.programs / name) for name in ("master", "smtpd", "cleanup", "virtual", "tlsmgr")]
-        listing = _run(["ldd", *programs], LD_LIBRARY_PATH=self.library_path)
-        return set(re.findall(r"(\S+) => not found", listing))
+POSTFIX = Software(
+    "postfix",
+    packages=("postfix",),
+    programs=tuple(f"{_PROGRAMS}/{name}" for name in ("master", "smtpd", "cleanup", "virtual", "tlsmgr")),
+    libraries=(_LIBRARIES,),
+    users=(MAIL_OWNER,),
+    groups=(SETGID_GROUP,),
+)
 
 
-def cache_folder() -> Path:
+class PostfixServer(DebianServer, StoringSMTPServer):
     """
-    Where fetched packages and running servers live. The servers give up root, so everybody must be able to
-    reach it.
+    Postfix, storing the mail in a maildir. It is configured to change nothing of a message: to add headers,
+    rewrite addresses and take Bcc away is for the mail of a server's own users.
     """
-    folder = Path(os.environ.get("MAILCACHE_SERVERS") or "/var/tmp/mailcache-servers").absolute()
-    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for part in (folder, *folder.parents):
-        if not part.stat().st_mode & 0o001:
-            raise UnavailableError(f"{part} is closed to other users: set MAILCACHE_SERVERS to a folder open to all")
-    return folder
+
+    name = "postfix"
+    software = POSTFIX
+
+    def __init__(self, reactor: PosixReactorBase, log: Path, *, parameters: Mapping[str, str] | None = None) -> None:
+        """:param parameters: additions to main.cf."""
+        super().__init__(reactor, log)
+        self._parameters = dict(parameters or {})
+
+    def messages(self) -> list[bytes]:
+        return [_without_trace(path.read_bytes()) for path in self._mail()]
+
+    def stored(self) -> int:
+        return sum(1 for _ in self._mail())
+
+    def connections(self) -> int:
+        return len(re.findall(r"smtpd\[\d+\]: connect from ", self.log_text()))
+
+    def closed(self) -> int:
+        return len(self._disconnections())
+
+    def handshakes(self) -> int:
+        return len(re.findall(r"smtpd\[\d+\]: \w+ TLS connection established from ", self.log_text()))
+
+    def command_counts(self) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for line in self._disconnections():
+            # ehlo=2 mail=1/3 commands=3/5: where some were refused, the accepted ones come first
+            for command, accepted, total in re.findall(r"(\w+)=(\d+)(?:/(\d+))?", line):
+                counts[command] += int(total or accepted)
+        del counts["commands"]
+        return counts
+
+    def _disconnections(self) -> list[str]:
+        return re.findall(r"smtpd\[\d+\]: disconnect from \S+\](.*)", self.log_text())
+
+    def _mail(self) -> Iterator[Path]:
+        return (self.folder / "mail/all/new").glob("*")
+
+    def _logs(self) -> tuple[Path, ...]:
+        return self.folder / "maillog", self._output
+
+    async def _launch(self) -> None:
+        self._find_port()
+        self._make_folders()
+        main = {**self._main_cf(), **self._parameters}
+        (self.folder / "conf/main.cf").write_text("".join(f"{key} = {value}\n" for key, value in main.items()))
+        (self.folder / "conf/master.cf").write_text(_MASTER_CF.format(address=self.address, port=self.port))
+        # Postfix waits until a configuration file is two seconds old before it believes that it is complete.
+        for file in (self.folder / "conf").iterdir():
+            os.utime(file, (0, 0))
+        # The master signals its process group to end it: that must not be ours.
+        options = ("-d", "-e", str(LIFETIME), "-c", str(self.folder / "conf"))
+        self._spawn_group(
+            "/usr/bin/setsid",
+            f"{self.installation.root}/{_PROGRAMS}/master",
+            *options,
+            # else what goes wrong before the log's own process runs is told to syslog alone
+            POSTLOG_SERVICE=f"{self.folder}/queue/public/postlog",
+            POSTLOG_HOSTNAME="mx",
+        )
+
+    def _is_ready(self) -> bool:
+        # The master logs this after it has opened its sockets; a connection to try them would be counted.
+        return "daemon started" in self.log_text()
+
+    async def _flush_log(self, seconds: float) -> None:
+        # All log lines pass through this socket in their order: when ours has arrived, all before it have.
+        mark = f"mark {secrets.token_hex(8)}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+            log.sendto(mark.encode(), str(self.folder / "queue/public/postlog"))
+        await self._until(lambda: mark in self.log_text(), seconds, lambda: "log not written")
+
+    def _make_folders(self) -> None:
+        owner, group = pwd.getpwnam(MAIL_OWNER).pw_uid, grp.getgrnam(SETGID_GROUP).gr_gid
+        (self.folder / "conf").mkdir()
+        queue = self.folder / "queue"
+        for name in (*_QUEUES.split(), "private"):
+            _mkdir(queue / name, 0o700, owner)
+        _mkdir(queue / "maildrop", 0o730, owner, group)
+        _mkdir(queue / "public", 0o710, owner, group)
+        _mkdir(queue / "pid", 0o755)
+        _mkdir(self.folder / "data", 0o700, owner)
+        _mkdir(self.folder / "mail", 0o700, pwd.getpwnam("nobody").pw_uid)
+
+    def _main_cf(self) -> dict[str, str]:
+        nobody = pwd.getpwnam("nobody")
+        root = self.installation.root
+        return {
+            "compatibility_level": "3.6",
+            # its places
+            "config_directory": f"{self.folder}/conf",
+            "queue_directory": f"{self.folder}/queue",
+            "data_directory": f"{self.folder}/data",
+            "command_directory": f"{root}/usr/sbin",
+            "daemon_directory": f"{root}/{_PROGRAMS}",
+            "shlib_directory": f"{root}/{_LIBRARIES}",
+            "meta_directory": f"{root}/etc/postfix",
+            "mail_owner": MAIL_OWNER,
+            "setgid_group": SETGID_GROUP,
+            "import_environment": f"MAIL_CONFIG MAIL_LOGTAG LD_LIBRARY_PATH={self.installation.library_path} LC_ALL=C",
+            "maillog_file_prefixes": f"{self.folder}",
+            "maillog_file": f"{self.folder}/maillog",
+            # whom it knows
+            "inet_protocols": "ipv4",
+            "inet_interfaces": "127.0.0.1",
+            "myhostname": f"mx.{DOMAIN}",
+            "mydestination": "",
+            "mynetworks": "127.0.0.0/8",
+            "smtpd_peername_lookup": "no",
+            "smtpd_relay_restrictions": "reject_unauth_destination",
+            "alias_maps": "",
+            "alias_database": "",
+            # where mail goes: into the maildir, and nothing leaves the machine
+            "virtual_mailbox_domains": DOMAIN,
+            "virtual_mailbox_base": f"{self.folder}/mail",
+            "virtual_mailbox_maps": "static:all/",
+            "virtual_uid_maps": f"static:{nobody.pw_uid}",
+            "virtual_gid_maps": f"static:{nobody.pw_gid}",
+            "virtual_mailbox_limit": "0",
+            "local_transport": "error:5.1.1 nobody lives here",
+            "default_transport": "discard:",
+            "relay_transport": "discard:",
+            "soft_bounce": "yes",
+            # as it came
+            "local_header_rewrite_clients": "",
+            "remote_header_rewrite_domain": "",
+            "always_add_missing_headers": "no",
+            "message_drop_headers": "",
+            "disable_mime_input_processing": "yes",
+            "disable_mime_output_conversion": "yes",
+            "receive_override_options": "no_address_mappings,no_header_body_checks",
+            "message_size_limit": "0",
+            "header_size_limit": "10240000",
+            "hopcount_limit": "1000",
+            # as fast as it comes, from as many as come
+            "in_flow_delay": "0",
+            "smtpd_client_connection_count_limit": "0",
+            "smtpd_error_sleep_time": "0",
+            # TLS
+            "smtpd_tls_security_level": "may",
+            "smtpd_tls_chain_files": f"{self._certificate}",
+            "smtpd_tls_loglevel": "1",
+            "smtpd_tls_received_header": "yes",
+            "tls_random_source": "dev:/dev/urandom",
+        }
 
 
-def installation() -> Installation:
-    """
-    Fetch and unpack Postfix unless that has been done, and make the user and group it wants. Blocks: for a
-    second where the packages are there, for as long as ``apt-get`` takes where they are not.
-    """
-    if os.geteuid() != 0:
-        raise UnavailableError("Postfix has to be started by root: run the integration tests as root")
-    cache = cache_folder()
-    with _lock(cache / "lock"):
-        _add_user_and_group()
-        found = Installation(cache / "postfix")
-        if not found.root.exists() or found.missing_libraries():
-            _unpack_packages(found.root)
-        if missing := found.missing_libraries():
-            raise UnavailableError(f"apt-get brought no package with {', '.join(sorted(missing))}")
-    return found
+#: What Postfix's virtual(8), smtpd(8) and the queue put in front of a message, and no more than that.
+_TRACE = re.compile(
+    rb"Return-Path: <[^\n]*>\n"
+    rb"X-Original-To: [^\n]*\n"
+    rb"Delivered-To: [^\n]*\n"
+    rb"Received: from [^\n]*\n"
+    rb"(?:\t[^\n]*\n)*?"
+    rb"\t[^\n]*; \w\w\w, [^\n]* [+-]\d\d\d\d \(\w+\)\n"
+)
 
 
-def _unpack_packages(root: Path) -> None:
-    archives = root.with_name("archives")
-    unpacked = root.with_name("unpacking")
-    for folder in (archives, unpacked, root):
-        shutil.rmtree(folder, ignore_errors=True)
-    archives.mkdir()
-    unpacked.mkdir(mode=0o755)
-    _run(["apt-get", "update", "--quiet"])
-    plan = _run(["apt-get", "install", "--simulate", "--no-install-recommends", "postfix"])
-    libraries = re.findall(r"^Inst (lib\S+)", plan, re.MULTILINE)
-    _run(["apt-get", "download", "--quiet", "postfix", *libraries], folder=archives)
-    for archive in sorted(archives.glob("*.deb")):
-        _run(["dpkg", "-x", str(archive), str(unpacked)])
-    unpacked.chmod(0o755)
-    unpacked.rename(root)
+def _without_trace(message: bytes) -> bytes:
+    found = _TRACE.match(message)
+    if found is None:
+        raise ServerError(f"stored without the headers that Postfix adds: {message[:1000]!r}")
+    return message[found.end() :]
 
 
-def _add_user_and_group() -> None:
-    try:
-        pwd.getpwnam(MAIL_OWNER)
-    except KeyError:
-        nowhere = ["--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin"]
-        _run(["useradd", "--system", "--user-group", *nowhere, MAIL_OWNER])
-    try:
-        grp.getgrnam(SETGID_GROUP)
-    except KeyError:
-        _run(["groupadd", "--system", SETGID_GROUP])
+def _mkdir(path: Path, mode: int, owner: int = -1, group: int = -1) -> None:
+    path.mkdir(parents=True)
+    path.chmod(mode)
+    os.chown(path, owner, group)
 
 
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+_QUEUES = "active bounce corrupt defer deferred flush hold incoming saved trace"
 
-
-def _run(command: Sequence[str], *, folder: Path | None = None, **environment: str) -> str:
-    env = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive", **environment}
-    try:
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
-    except FileNotFoundError as error:
-        raise UnavailableError(f"{command[0]} is not there: the real servers come from Debian's packages") from error
-    except subprocess.CalledProcessError as error:
-        raise UnavailableError(f"{' '.join(command)}: {error.stderr or error.stdout}") from error
-    return done.stdout
+_MASTER_CF = """\
+{address}:{port} inet n - n - 200 smtpd
+cleanup    unix n - n - 0 cleanup
+qmgr       unix n - n 300 1 qmgr
+tlsmgr     unix - - n 1000? 1 tlsmgr
+rewrite    unix - - n - - trivial-rewrite
+bounce     unix - - n - 0 bounce
+defer      unix - - n - 0 bounce
+trace      unix - - n - 0 bounce
+verify     unix - - n - 1 verify
+flush      unix n - n 1000? 0 flush
+proxymap   unix - - n - - proxymap
+proxywrite unix - - n - 1 proxymap
+showq      unix n - n - - showq
+error      unix - - n - - error
+retry      unix - - n - - error
+discard    unix - - n - - discard
+virtual    unix - n n - - virtual
+anvil      unix - - n - 1 anvil
+postlog    unix-dgram n - n - 1 postlogd
+"""

@@ -1,15 +1,13 @@
 """
-Real SMTP servers for the tests: Postfix, and aiosmtpd as a second opinion. Each runs as processes of its own
-on a loopback address of its own, stores what it is sent, and tells from its own log what its clients did.
+What the real servers of these tests have in common, and the simplest of them, aiosmtpd. Each runs as processes of
+its own on a loopback address of its own, stores what it is sent, and tells from its own log what its clients did.
 """
 
 from __future__ import annotations
 
-import grp
 import json
 import os
 import pwd
-import re
 import secrets
 import shutil
 import signal
@@ -31,14 +29,9 @@ from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 
-from mailcache.testing.certificates import Authority
-from tests.integration.debian_postfix import (
-    MAIL_OWNER,
-    SETGID_GROUP,
-    Installation,
-    cache_folder,
-    installation,
-)
+from mailcache.testing.certificates import Authority, Issued
+from tests.integration.corpus import as_stored
+from tests.integration.debian import Installation, Software, cache_folder, installation
 
 #: Every address in this domain is taken, and all their mail goes to one mailbox.
 DOMAIN = "store.test"
@@ -46,8 +39,8 @@ DOMAIN = "store.test"
 #: How often a log or a mailbox is looked at, in seconds.
 _GLANCE = 0.02
 
-#: A Postfix left behind by a test run that was killed ends after so many seconds.
-_LIFETIME = 3600
+#: A server left behind by a test run that was killed ends after so many seconds.
+LIFETIME = 3600
 
 
 class ServerError(Exception):
@@ -56,13 +49,14 @@ class ServerError(Exception):
 
 class StoringServer(ABC):
     """
-    A server with STARTTLS. After ``start``, ``address``, ``port`` and the file ``ca_file`` are all that a
-    client needs; its certificate is for the address and for ``localhost``.
+    A server that keeps the messages. Its ``certificate``, which the file ``ca_file`` vouches for, is for its
+    ``address`` and for ``localhost``.
 
     Counts come from the log, which is complete once ``wait_closed`` has fired.
     """
 
     name: ClassVar[str]
+    certificate: Issued
 
     def __init__(self, reactor: PosixReactorBase, log: Path) -> None:
         """:param log: where the log is moved to when the server stops."""
@@ -111,6 +105,10 @@ class StoringServer(ABC):
     def messages(self) -> list[bytes]:
         """The stored messages as they were sent, but with the line ends of UNIX, in no order."""
 
+    def as_stored(self, message: bytes) -> bytes:
+        """What ``messages`` should have of this one."""
+        return as_stored(message)
+
     @abstractmethod
     def stored(self) -> int:
         """How many messages are stored."""
@@ -122,14 +120,6 @@ class StoringServer(ABC):
     @abstractmethod
     def closed(self) -> int:
         """How many of them have ended."""
-
-    @abstractmethod
-    def handshakes(self) -> int:
-        """How many TLS handshakes were completed."""
-
-    @abstractmethod
-    def command_counts(self) -> Counter[str]:
-        """How often each command came, refused ones too, over all sessions that have ended."""
 
     def log_text(self) -> str:
         if self._folder is None:
@@ -206,12 +196,19 @@ class StoringServer(ABC):
 
     def _write_certificate(self) -> None:
         authority = Authority(f"{self.name} test authority")
-        issued = authority.issue(names=("localhost",), addresses=(self.address,))
+        self.certificate = authority.issue(names=("localhost",), addresses=(self.address,))
         self.ca_file.write_bytes(authority.certificate_pem)
         self._certificate.touch(mode=0o600)
-        self._certificate.write_bytes(issued.key_pem + issued.certificate_pem)
+        self._certificate.write_bytes(self.certificate.private_pem)
 
-    def _spawn(self, *command: str, environment: Mapping[str, str], keep_input: bool = False) -> None:
+    def _spawn(
+        self, *command: str, environment: Mapping[str, str], keep_input: bool = False, user: str | None = None
+    ) -> None:
+        """
+        :param keep_input: give it a standard input that stays open.
+        :param user: who the process runs as.
+        """
+        owner = pwd.getpwnam(user) if user is not None else None
         process = _Process()
         with open(os.devnull) as nothing, self._output.open("a") as output:
             self._reactor.spawnProcess(
@@ -219,6 +216,8 @@ class StoringServer(ABC):
                 command[0],
                 command,
                 env=dict(environment),
+                uid=owner and owner.pw_uid,
+                gid=owner and owner.pw_gid,
                 childFDs={0: "w" if keep_input else nothing.fileno(), 1: output.fileno(), 2: output.fileno()},
             )
         self._process = process
@@ -259,174 +258,56 @@ class _Process(ProcessProtocol):
         self.transport = None
 
 
-class PostfixServer(StoringServer):
-    """
-    Postfix, storing the mail in a maildir. It is configured to change nothing of a message: to add headers,
-    rewrite addresses and take Bcc away is for the mail of a server's own users.
-    """
+class StoringSMTPServer(StoringServer):
+    """One with STARTTLS, at ``address`` and ``port``, which tells more of what its clients did."""
 
-    name = "postfix"
+    #: The commands that it takes and does not tell of.
+    silent_on: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, reactor: PosixReactorBase, log: Path, *, parameters: Mapping[str, str] | None = None) -> None:
-        """:param parameters: additions to main.cf."""
-        super().__init__(reactor, log)
-        self._parameters = dict(parameters or {})
-        self._group = 0  # the process group that the master leads, once there is one
-
-    def messages(self) -> list[bytes]:
-        return [_without_trace(path.read_bytes()) for path in self._mail()]
-
-    def stored(self) -> int:
-        return sum(1 for _ in self._mail())
-
-    def connections(self) -> int:
-        return len(re.findall(r"smtpd\[\d+\]: connect from ", self.log_text()))
-
-    def closed(self) -> int:
-        return len(self._disconnections())
-
+    @abstractmethod
     def handshakes(self) -> int:
-        return len(re.findall(r"smtpd\[\d+\]: \w+ TLS connection established from ", self.log_text()))
+        """How many TLS handshakes were completed."""
 
+    @abstractmethod
     def command_counts(self) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        for line in self._disconnections():
-            # ehlo=2 mail=1/3 commands=3/5: where some were refused, the accepted ones come first
-            for command, accepted, total in re.findall(r"(\w+)=(\d+)(?:/(\d+))?", line):
-                counts[command] += int(total or accepted)
-        del counts["commands"]
-        return counts
+        """How often each command came, refused ones too, over all sessions that have ended."""
 
-    def _disconnections(self) -> list[str]:
-        return re.findall(r"smtpd\[\d+\]: disconnect from \S+\](.*)", self.log_text())
 
-    def _mail(self) -> Iterator[Path]:
-        return (self.folder / "mail/all/new").glob("*")
+class DebianServer(StoringServer):
+    """One from Debian's packages, whose processes are a group of their own."""
 
-    def _logs(self) -> tuple[Path, ...]:
-        return self.folder / "maillog", self._output
+    software: ClassVar[Software]
+    installation: Installation
+    _group = 0  # the process group, once there is one
 
     async def _prepare(self) -> Path:
-        self._postfix = await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), installation)
+        pool = self._reactor.getThreadPool()
+        self.installation = await deferToThreadPool(self._reactor, pool, installation, self.software)
         return cache_folder()
 
-    async def _launch(self) -> None:
-        postfix = self._postfix
-        with socket.socket() as probe:
-            probe.bind((self.address, 0))
-            self.port = probe.getsockname()[1]
-        self._make_folders()
-        main = {**self._main_cf(postfix), **self._parameters}
-        (self.folder / "conf/main.cf").write_text("".join(f"{key} = {value}\n" for key, value in main.items()))
-        (self.folder / "conf/master.cf").write_text(_MASTER_CF.format(address=self.address, port=self.port))
-        # Postfix waits until a configuration file is two seconds old before it believes that it is complete.
-        for file in (self.folder / "conf").iterdir():
-            os.utime(file, (0, 0))
-        # The master signals its process group to end it: that must not be ours.
-        options = ("-d", "-e", str(_LIFETIME), "-c", str(self.folder / "conf"))
-        environment = {
-            "LD_LIBRARY_PATH": postfix.library_path,
-            "LC_ALL": "C",
-            # else what goes wrong before the log's own process runs is told to syslog alone
-            "POSTLOG_SERVICE": f"{self.folder}/queue/public/postlog",
-            "POSTLOG_HOSTNAME": "mx",
-        }
-        self._spawn("/usr/bin/setsid", str(postfix.programs / "master"), *options, environment=environment)
+    def _spawn_group(self, *command: str, user: str | None = None, **environment: str) -> None:
+        """
+        :param command: begins with a program that makes a process group and leads it.
+        """
+        path = {"LD_LIBRARY_PATH": self.installation.library_path, "LC_ALL": "C"}
+        self._spawn(*command, environment={**path, **environment}, user=user)
         (self._group,) = super().pids()
-
-    def _is_ready(self) -> bool:
-        # The master logs this after it has opened its sockets; a connection to try them would be counted.
-        return "daemon started" in self.log_text()
 
     def _ask_to_end(self, process: _Process) -> None:
         if process.transport is not None:
-            process.transport.signalProcess("TERM")  # the master passes it on to its process group
+            process.transport.signalProcess("TERM")  # the leader passes it on to its process group
 
     def pids(self) -> set[int]:
         return super().pids() | (_process_group(self._group) if self._group else set())
 
-    async def _flush_log(self, seconds: float) -> None:
-        # All log lines pass through this socket in their order: when ours has arrived, all before it have.
-        mark = f"mark {secrets.token_hex(8)}"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
-            log.sendto(mark.encode(), str(self.folder / "queue/public/postlog"))
-        await self._until(lambda: mark in self.log_text(), seconds, lambda: "log not written")
-
-    def _make_folders(self) -> None:
-        owner, group = pwd.getpwnam(MAIL_OWNER).pw_uid, grp.getgrnam(SETGID_GROUP).gr_gid
-        (self.folder / "conf").mkdir()
-        queue = self.folder / "queue"
-        for name in (*_QUEUES.split(), "private"):
-            _mkdir(queue / name, 0o700, owner)
-        _mkdir(queue / "maildrop", 0o730, owner, group)
-        _mkdir(queue / "public", 0o710, owner, group)
-        _mkdir(queue / "pid", 0o755)
-        _mkdir(self.folder / "data", 0o700, owner)
-        _mkdir(self.folder / "mail", 0o700, pwd.getpwnam("nobody").pw_uid)
-
-    def _main_cf(self, postfix: Installation) -> dict[str, str]:
-        nobody = pwd.getpwnam("nobody")
-        return {
-            "compatibility_level": "3.6",
-            # its places
-            "config_directory": f"{self.folder}/conf",
-            "queue_directory": f"{self.folder}/queue",
-            "data_directory": f"{self.folder}/data",
-            "command_directory": f"{postfix.root}/usr/sbin",
-            "daemon_directory": f"{postfix.programs}",
-            "shlib_directory": f"{postfix.own_libraries}",
-            "meta_directory": f"{postfix.root}/etc/postfix",
-            "mail_owner": MAIL_OWNER,
-            "setgid_group": SETGID_GROUP,
-            "import_environment": f"MAIL_CONFIG MAIL_LOGTAG LD_LIBRARY_PATH={postfix.library_path} LC_ALL=C",
-            "maillog_file_prefixes": f"{self.folder}",
-            "maillog_file": f"{self.folder}/maillog",
-            # whom it knows
-            "inet_protocols": "ipv4",
-            "inet_interfaces": "127.0.0.1",
-            "myhostname": f"mx.{DOMAIN}",
-            "mydestination": "",
-            "mynetworks": "127.0.0.0/8",
-            "smtpd_peername_lookup": "no",
-            "smtpd_relay_restrictions": "reject_unauth_destination",
-            "alias_maps": "",
-            "alias_database": "",
-            # where mail goes: into the maildir, and nothing leaves the machine
-            "virtual_mailbox_domains": DOMAIN,
-            "virtual_mailbox_base": f"{self.folder}/mail",
-            "virtual_mailbox_maps": "static:all/",
-            "virtual_uid_maps": f"static:{nobody.pw_uid}",
-            "virtual_gid_maps": f"static:{nobody.pw_gid}",
-            "virtual_mailbox_limit": "0",
-            "local_transport": "error:5.1.1 nobody lives here",
-            "default_transport": "discard:",
-            "relay_transport": "discard:",
-            "soft_bounce": "yes",
-            # as it came
-            "local_header_rewrite_clients": "",
-            "remote_header_rewrite_domain": "",
-            "always_add_missing_headers": "no",
-            "message_drop_headers": "",
-            "disable_mime_input_processing": "yes",
-            "disable_mime_output_conversion": "yes",
-            "receive_override_options": "no_address_mappings,no_header_body_checks",
-            "message_size_limit": "0",
-            "header_size_limit": "10240000",
-            "hopcount_limit": "1000",
-            # as fast as it comes, from as many as come
-            "in_flow_delay": "0",
-            "smtpd_client_connection_count_limit": "0",
-            "smtpd_error_sleep_time": "0",
-            # TLS
-            "smtpd_tls_security_level": "may",
-            "smtpd_tls_chain_files": f"{self._certificate}",
-            "smtpd_tls_loglevel": "1",
-            "smtpd_tls_received_header": "yes",
-            "tls_random_source": "dev:/dev/urandom",
-        }
+    def _find_port(self) -> None:
+        """A port of the address that nobody else has: the address is this server's own."""
+        with socket.socket() as probe:
+            probe.bind((self.address, 0))
+            self.port = probe.getsockname()[1]
 
 
-class AiosmtpdServer(StoringServer):
+class AiosmtpdServer(StoringSMTPServer):
     """aiosmtpd: no pipelining, one reply at a time, and OpenSSL through asyncio."""
 
     name = "aiosmtpd"
@@ -478,24 +359,6 @@ class AiosmtpdServer(StoringServer):
             process.transport.closeStdin()
 
 
-#: What Postfix's virtual(8), smtpd(8) and the queue put in front of a message, and no more than that.
-_TRACE = re.compile(
-    rb"Return-Path: <[^\n]*>\n"
-    rb"X-Original-To: [^\n]*\n"
-    rb"Delivered-To: [^\n]*\n"
-    rb"Received: from [^\n]*\n"
-    rb"(?:\t[^\n]*\n)*?"
-    rb"\t[^\n]*; \w\w\w, [^\n]* [+-]\d\d\d\d \(\w+\)\n"
-)
-
-
-def _without_trace(message: bytes) -> bytes:
-    found = _TRACE.match(message)
-    if found is None:
-        raise ServerError(f"stored without the headers that Postfix adds: {message[:1000]!r}")
-    return message[found.end() :]
-
-
 def _unix_lines(message: bytes) -> bytes:
     if message.count(b"\n") != message.count(b"\r\n"):
         raise ServerError(f"stored with a bare line feed: {message[:1000]!r}")
@@ -516,34 +379,3 @@ def _process_group(group: int) -> set[int]:
         if int(its_group) == group and state != "Z":
             members.add(int(entry.name))
     return members
-
-
-def _mkdir(path: Path, mode: int, owner: int = -1, group: int = -1) -> None:
-    path.mkdir(parents=True)
-    path.chmod(mode)
-    os.chown(path, owner, group)
-
-
-_QUEUES = "active bounce corrupt defer deferred flush hold incoming saved trace"
-
-_MASTER_CF = """\
-{address}:{port} inet n - n - 200 smtpd
-cleanup    unix n - n - 0 cleanup
-qmgr       unix n - n 300 1 qmgr
-tlsmgr     unix - - n 1000? 1 tlsmgr
-rewrite    unix - - n - - trivial-rewrite
-bounce     unix - - n - 0 bounce
-defer      unix - - n - 0 bounce
-trace      unix - - n - 0 bounce
-verify     unix - - n - 1 verify
-flush      unix n - n 1000? 0 flush
-proxymap   unix - - n - - proxymap
-proxywrite unix - - n - 1 proxymap
-showq      unix n - n - - showq
-error      unix - - n - - error
-retry      unix - - n - - error
-discard    unix - - n - - discard
-virtual    unix - n n - - virtual
-anvil      unix - - n - 1 anvil
-postlog    unix-dgram n - n - 1 postlogd
-"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import ClassVar
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
@@ -11,16 +12,18 @@ from twisted.internet.defer import Deferred, gatherResults
 from mailcache import Destination, Envelope, Limits, MemorySessionCache, TLSPolicy, deliver
 from tests.integration.case import ServerTestCase
 from tests.integration.corpus import everything
-from tests.integration.servers import DOMAIN, AiosmtpdServer, PostfixServer
+from tests.integration.debian_exim import EximServer
+from tests.integration.debian_postfix import PostfixServer
+from tests.integration.servers import DOMAIN, AiosmtpdServer
 
 SENDER = "sender@example.test"
-
-#: How often the corpus is sent.
-TIMES = 20
 
 
 class Tests(ServerTestCase):
     """What holds for each server."""
+
+    #: How often the corpus is sent.
+    times: ClassVar[int] = 20
 
     async def check_delivery(self, *, senders: int, limits: Limits) -> int:
         """
@@ -35,7 +38,7 @@ class Tests(ServerTestCase):
         )
         cache = MemorySessionCache(reactor, limits=limits)
         self.addCleanup(cache.close)
-        messages = everything(TIMES)
+        messages = everything(self.times)
         waiting = iter(messages.items())
         reused: list[bool] = []
 
@@ -81,6 +84,13 @@ class PostfixTests(Tests):
     """Postfix, which pipelines."""
 
     kind = PostfixServer
+
+
+class EximTests(Tests):
+    """Exim, which has a process for each session and for each message."""
+
+    kind = EximServer
+    times = 5  # which makes it slow
 
 
 class AiosmtpdTests(Tests):

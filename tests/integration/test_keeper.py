@@ -5,7 +5,8 @@ from __future__ import annotations
 from twisted.internet.defer import gatherResults
 
 from tests.integration.case import ServerTestCase
-from tests.integration.servers import DOMAIN, PostfixServer
+from tests.integration.debian_postfix import PostfixServer
+from tests.integration.servers import DOMAIN
 from tests.remote.processes import ProcessCase, descriptors, until
 
 PROCESSES, MESSAGES, LIMIT = 8, 500, 5
@@ -22,7 +23,7 @@ class KeeperTests(ServerTestCase, ProcessCase):
         """8 processes send 500 messages each over STARTTLS: 5 connections and 5 handshakes at most."""
         postfix = self.server
         keeper = await self.keeper(sessions_per_endpoint=LIMIT, idle_timeout=1.0)
-        before = descriptors(keeper.pid)
+        before = keeper.open_at_start
         where = f"[{postfix.address}]:{postfix.port}"
         borrowers = [self.borrower(where, str(postfix.ca_file), DOMAIN) for _ in range(PROCESSES)]
         labels = [[f"{process}-{number}" for number in range(MESSAGES)] for process in range(PROCESSES)]
