@@ -2,9 +2,10 @@
 
 from mailcache.delivery import deliver
 from mailcache.destination import Credentials, Destination
+from mailcache.dropin import SessionConnector, SessionEndpoint, sendmail
+from mailcache.envelope import Envelope
 from mailcache.limits import Limits, Timeouts
 from mailcache.memory import MemorySessionCache
-from mailcache.message import Envelope
 from mailcache.remote.client import RemoteSessionCache
 from mailcache.result import DeliveryError, DeliveryResult, UncertainDelivery
 from mailcache.trust.policy import TLSPolicy
@@ -18,8 +19,11 @@ __all__ = [
     "Limits",
     "MemorySessionCache",
     "RemoteSessionCache",
+    "SessionConnector",
+    "SessionEndpoint",
     "TLSPolicy",
     "Timeouts",
     "UncertainDelivery",
     "deliver",
+    "sendmail",
 ]

@@ -80,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
     to_send.add_argument("--tls", default="may", choices=LEVELS[:3] + LEVELS[4:], help="default: %(default)s")
     to_send.add_argument("--ca-file", metavar="FILE", help="trust anchors (PEM) instead of the platform's")
     to_send.add_argument("--file", default="-", metavar="FILE", help="the message; default: standard input")
+    to_send.add_argument(
+        "--notify", metavar="WORDS", help="when to report (DSN): never, or some of success,failure,delay"
+    )
+    to_send.add_argument("--ret", choices=("hdrs", "full"), help="what reports are to have of the message")
+    to_send.add_argument("--envid", metavar="ID", help="what reports are to name the message by")
     to_send.add_argument("--cache", metavar="SOCKET", help="the socket of a keeper to borrow a session from")
     to_send.set_defaults(run=_send)
     return whole
@@ -95,6 +100,9 @@ def _send(options: argparse.Namespace) -> int:
             ca_file=options.ca_file,
             file=options.file,
             keeper=options.cache,
+            notify=None if options.notify is None else options.notify.upper().split(","),
+            ret=None if options.ret is None else options.ret.upper(),
+            envid=options.envid,
         )
     except ValueError as error:
         sys.stderr.write(f"mailcache send: {error}\n")

@@ -18,7 +18,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from mailcache.message import ContentFailed
+from mailcache.contents import ContentFailed
 from mailcache.tls import TLSFailed, TLSLayer
 from mailcache.trust.evidence import Evidence
 from mailcache.wire.commands import QUIT
@@ -84,13 +84,14 @@ class Connection(Protocol):
     :param receiver: whom to tell what comes.
     :param now: gives monotonic seconds.
     :param on_gone: called once, with this, when the transport is closed.
+    :ivar now: the same ``now``.
     :ivar deadline: when `expire` is to be called, on that clock; whoever keeps the connections looks at it.
     """
 
     def __init__(self, receiver: Receiver, now: Callable[[], float], on_gone: Callable[[Connection], None]) -> None:
         self.receiver = receiver
         self.deadline = NEVER
-        self._now = now
+        self.now = now
         self._on_gone = on_gone
         self._wire: Any = None
         self._writer: Any = None
@@ -143,11 +144,11 @@ class Connection(Protocol):
                     self.deadline = NEVER
                     if self._greeting is not None:
                         self._owed.append(self._greeting)
-                        self.deadline = self._now() + self._greeting
+                        self.deadline = self.now() + self._greeting
                     self.receiver.tls_established()
         if self._borrower is not None:
             if data:
-                self.deadline = self._now() + self._silence
+                self.deadline = self.now() + self._silence
                 self._borrower.bytes_received(data)
         elif data:
             self._parse(data)
@@ -190,7 +191,7 @@ class Connection(Protocol):
         if replies:
             del owed[:count]
             if owed:
-                self.deadline = self._now() + owed[0]
+                self.deadline = self.now() + owed[0]
             else:
                 self.deadline = NEVER
                 # All commands are answered, so none waits in the transport; content may, if its reply came early.
@@ -240,7 +241,7 @@ class Connection(Protocol):
         assert self.quiet
         self._greeting = greeting
         self._tls = TLSLayer(context, servername)
-        self.deadline = self._now() + limit
+        self.deadline = self.now() + limit
         self._tls.handshake()
         self._writer.behind = True
         self._wire.write(self._tls.outgoing())
@@ -249,7 +250,7 @@ class Connection(Protocol):
         """Write a flight that is owed a reply for each of ``limits``: the seconds that each may take as a whole."""
         owed = self._owed
         owed += limits
-        self.deadline = self._now() + owed[0]
+        self.deadline = self.now() + owed[0]
         self._send(data)
 
     def write_content(self, data: bytes, limits: Iterable[float]) -> None:
@@ -286,7 +287,7 @@ class Connection(Protocol):
         chunks = self._chunks
         if chunks is None:
             return
-        self.deadline = self._now() + self._progress_limit
+        self.deadline = self.now() + self._progress_limit
         while not self._paused and not self._ended:
             chunk = self._next_chunk
             try:
@@ -344,7 +345,7 @@ class Connection(Protocol):
         """From now on so many seconds may pass without a byte moved, while it is lent."""
         if not self._ended:
             self._silence = silence
-            self.deadline = self._now() + silence
+            self.deadline = self.now() + silence
 
     def reclaim(self) -> None:
         """Have the stream back; whoever calls this knows that nothing is owed."""
@@ -355,7 +356,7 @@ class Connection(Protocol):
     def send_raw(self, data: bytes) -> None:
         """Write what the borrower has sent."""
         if not self._ended:
-            self.deadline = self._now() + self._silence
+            self.deadline = self.now() + self._silence
             self._send(data)
 
     def register_source(self, source: IPushProducer) -> None:
@@ -417,13 +418,13 @@ class Connection(Protocol):
         if self._ended:
             return
         self._quitting = True
-        self.deadline = self._now() + limit
+        self.deadline = self.now() + limit
         self._leave()
 
     def _leave(self) -> None:
         self._ended = True
         if self.deadline == NEVER:
-            self.deadline = self._now() + CLOSE_LIMIT
+            self.deadline = self.now() + CLOSE_LIMIT
         if self._tls is not None:
             self._wire.write(self._tls.close())
         self._wire.loseConnection()

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import time
+from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -13,11 +14,13 @@ import attrs
 from cryptography.exceptions import UnsupportedAlgorithm
 from OpenSSL import SSL
 
+from mailcache.credentials import TOKEN
+from mailcache.credentials import Credentials as Credentials
 from mailcache.trust.evidence import TLSClass
 from mailcache.trust.names import host_name, ip_address
 from mailcache.trust.pem import certificates, use_client_certificate
 from mailcache.trust.policy import TLSPolicy
-from mailcache.wire import commands, sasl
+from mailcache.wire import commands
 
 PORTS = {"smtp": 25, "smtps": 465, "lmtp": 24}
 """The protocols and their default ports; "smtps" is TLS from the first byte."""
@@ -30,30 +33,6 @@ SETTLED_NS = 1_000_000_000
 whole seconds."""
 
 _FORMS = "example.com, example.com:587, [mail.example.com], [192.0.2.1]:587, [2001:db8::1]:25 or unix:/path"
-
-
-@attrs.frozen(slots=True, cache_hash=True)
-class Credentials:
-    """A name and a password to log in with. Compared byte for byte; the password is in no repr.
-
-    :raises ValueError: for what no mechanism can carry (RFC 4616): an empty name, a NUL, a lone surrogate, or more
-        than fits a line.
-    """
-
-    username: str
-    password: str = attrs.field(repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        # No value is quoted: the password is a secret, and so is what was given in its place by mistake.
-        for name, value in (("username", self.username), ("password", self.password)):
-            if not isinstance(value, str):
-                raise ValueError(f"credentials: the {name} must be a string, not {type(value).__name__}")
-        if not self.username:
-            raise ValueError("credentials: the username is empty")
-        try:
-            commands.auth("PLAIN", sasl.Plain(self.username, self.password).initial())
-        except ValueError as error:
-            raise ValueError(f"credentials: {error}") from None
 
 
 @attrs.frozen(slots=True, cache_hash=True)
@@ -171,6 +150,10 @@ class Destination:
     trust_anchors: bytes | None = attrs.field(repr=False, eq=False)
     client_pem: bytes | None = attrs.field(repr=False, eq=False)
     _hash: int = attrs.field(repr=False, eq=False)
+    lineage: Hashable = attrs.field(
+        default=attrs.Factory(lambda self: _lineage(self), takes_self=True), init=False, repr=False, eq=False
+    )
+    """Where credentials have a token, all that stays the same when there is another token; else ``None``."""
 
     def __init__(
         self,
@@ -212,6 +195,7 @@ class Destination:
         client = (
             None if client_certificate is None else _pem("client_certificate", client_certificate, b"PRIVATE KEY-----")
         )
+        _check_credentials(credentials, client, policy)
         bound = None if bind_address is None else ip_address(bind_address)
         if bind_address is not None and bound is None:
             raise ValueError(f"bind_address: {bind_address!r} is not an IP address such as 192.0.2.1 or 2001:db8::1")
@@ -251,12 +235,47 @@ class Destination:
         )  # fmt: skip
         return other
 
+    @property
+    def supplied(self) -> bool:
+        """Whether a supplier has to be asked for the token of its credentials."""
+        return self.credentials is not None and self.credentials.supplier is not None
+
+    def with_credentials(self, credentials: Credentials) -> Destination:
+        """This destination for who logs in with ``credentials``; no file is read again.
+
+        :raises ValueError: for credentials that can't be used with it.
+        """
+        _check_credentials(credentials, self.client_pem, self.tls)
+        identity = attrs.evolve(self.identity, credentials=credentials)
+        fields = [field for field in attrs.fields(Destination) if field.init]
+        values: dict[str, Any] = {str(field.alias): getattr(self, field.name) for field in fields}
+        values |= {"credentials": credentials, "identity": identity}
+        values["hash"] = hash((self.hop, self.protocol, identity, self.tls_class, self.tls, self.one_flight))
+        other = object.__new__(Destination)
+        other.__attrs_init__(**values)
+        return other
+
     def key(self, endpoint: Endpoint) -> SessionKey:
         """The key of this destination's sessions with ``endpoint``."""
         return SessionKey(endpoint, self.identity, self.tls_class)
 
     def __str__(self) -> str:
         return f"{self.protocol}:{self.next_hop}"
+
+
+def _check_credentials(credentials: Credentials | None, client_pem: bytes | None, policy: TLSPolicy) -> None:
+    problem = credentials and credentials.problem(certificate=client_pem is not None, tls_level=policy.level)
+    if problem is not None:
+        raise ValueError(f"credentials: {problem}")
+
+
+def _lineage(destination: Destination) -> Hashable:
+    credentials = destination.credentials
+    if credentials is None or credentials.kind != TOKEN:
+        return None
+    rest = attrs.evolve(destination.identity, credentials=None)
+    # The next hop is in it, for there may be accounts of one name with two providers.
+    return destination.hop, destination.protocol, rest, credentials.account()
 
 
 @lru_cache(maxsize=64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from zope.interface import Attribute, Interface
 
@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from twisted.internet.defer import Deferred
     from twisted.internet.interfaces import IProtocol
 
+    from mailcache.contents import Sendable
     from mailcache.destination import Destination, Endpoint
-    from mailcache.message import Content, Envelope, Needs
+    from mailcache.envelope import Envelope, Needs
     from mailcache.result import DeliveryResult
     from mailcache.routing.route import Route
     from mailcache.trust.evidence import Evidence
@@ -31,14 +32,18 @@ class ISession(Interface):
     endpoint: Endpoint = Attribute("Which server address this is a session with.")
     peer: str = Attribute("The server's address as text, for logs.")
     uses: int = Attribute("How many transactions were begun on the session, by anybody.")
+    reusable: bool = Attribute("Whether it may carry another message: it is at a clean place, and not used up.")
 
-    def send(envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
+    def send(envelope: Envelope, content: Sendable, *, one_flight: bool = False) -> Deferred[DeliveryResult]:
         """Send one message: one transaction, never repeated.
+
+        With ``one_flight`` it is written at once where the server can take it so, and where `mailcache.wire.one_flight`
+        sees nothing against it: one round trip instead of two, and doubt where two leave none.
 
         Fires after all that was read is parsed, so that whatever came with the last reply has been noticed.
 
         :raises RuntimeError: if the lease has ended, or the message before has no result yet.
-        :raises ValueError: for content that can't be read, or contradicts the envelope.
+        :raises ValueError: for content that can't be read or written, or contradicts the envelope.
         :return: fires a `DeliveryResult` with the server's verdict, whatever it is. Fails with `DeliveryError` if the
             message was certainly not delivered, with `UncertainDelivery` if nobody can know. Cancelling it ends the
             session, with `CancelledError` before the end of content was written and `UncertainDelivery` after.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from mailcache.contents import Sendable
 from mailcache.destination import Endpoint
+from mailcache.envelope import Envelope
 from mailcache.interfaces import ISession
-from mailcache.message import Content, Envelope
 from mailcache.result import DeliveryResult
 from mailcache.session import Session
 from mailcache.trust.evidence import Evidence
@@ -68,15 +69,20 @@ class Lease:
         return self.session.uses
 
     @property
+    def reusable(self) -> bool:
+        limit = self._place.max_uses
+        return self.session.reusable and (limit is None or self.session.uses < limit)
+
+    @property
     def max_uses(self) -> int | None:
         """How many transactions the session may carry in all, or ``None`` for no limit."""
         limit: int | None = self._place.max_uses
         return limit
 
-    def send(self, envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
+    def send(self, envelope: Envelope, content: Sendable, *, one_flight: bool = False) -> Deferred[DeliveryResult]:
         if self._ended:
             raise RuntimeError("the lease of this session has ended")
-        result = self.session.send(envelope, content)
+        result = self.session.send(envelope, content, one_flight=one_flight)
         # While a message is under way its lease is in use, even where the caller keeps only the result.
         self.session.hold(self)
         return result

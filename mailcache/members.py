@@ -8,7 +8,7 @@ from typing import Protocol
 import attrs
 
 from mailcache.destination import Destination, Endpoint, SessionKey
-from mailcache.message import NO_NEEDS, Needs
+from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.result import DeliveryError
 from mailcache.routing.route import Hop
 from mailcache.trust.evidence import Evidence
@@ -37,6 +37,7 @@ class Kept(Protocol):
     capabilities: Capabilities
     evidence: Evidence
     uses: int
+    instead_of_tls: bool
 
 
 class Candidate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -14,11 +15,11 @@ from zope.interface import implementer
 
 from mailcache.connection import Connection, Cut
 from mailcache.destination import Destination, Endpoint
+from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.interfaces import IRouter, ISession, ISessionCache
 from mailcache.lease import Lease
 from mailcache.limits import Limits, Timeouts
 from mailcache.members import IDLE, LEASED, OPENING, Action, Close, Fail, Grant, Member, Open, Request
-from mailcache.message import NO_NEEDS, Needs
 from mailcache.opening import Opener, Proxy
 from mailcache.pool import Pool, closed_error
 from mailcache.result import DeliveryError
@@ -26,6 +27,7 @@ from mailcache.routing.hosts import HostRouter
 from mailcache.routing.route import Route
 from mailcache.session import Session
 from mailcache.ticker import Ticker, interval_for
+from mailcache.tokens import Tokens
 from mailcache.trust.evidence import CLEAR
 
 CLOSE_LIMIT = 30.0
@@ -74,6 +76,7 @@ class MemorySessionCache:
         self._pool = Pool(self._limits, time.time)
         self._opener = Opener(reactor, self._timeouts, self._now, time.time, self._connection_gone, proxies)
         self._ticker = Ticker(reactor, interval_for(self._limits, self._timeouts), self._tick)
+        self._tokens = Tokens(reactor, self._timeouts.auth)
         self._connections: dict[Connection, Member] = {}
         self._openings: dict[Member, Deferred[Session]] = {}
         self._lookups: dict[Destination, Deferred[Route]] = {}
@@ -99,14 +102,20 @@ class MemorySessionCache:
     ) -> Deferred[ISession]:
         if not isinstance(destination, Destination):
             raise ValueError(f"destination: a Destination is wanted, not {type(destination).__name__}")
+        if destination.lineage is not None:
+            if destination.supplied and not self._pool.closed:
+                _check_patience(timeout)
+                again = partial(self.acquire, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
+                return self._tokens.with_token(destination, again)
+            for older in self._tokens.superseded(destination):
+                self._carry_out(self._pool.retire(older))
         now = self._now()
         pool = self._pool
         member = None if fresh else pool.take(destination, needs, avoid, now)
         if member is not None:
             return succeed(self._lease(member, now))
+        _check_patience(timeout)
         patience = self._limits.wait_timeout if timeout is None else timeout
-        if not isinstance(patience, (int, float)) or not 0 <= patience < float("inf"):
-            raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
         request = Request(destination, needs, fresh, avoid, patience)
         granted: Deferred[ISession] = Deferred(lambda _: self._cancelled(request))
         self._granted[request] = granted
@@ -130,13 +139,20 @@ class MemorySessionCache:
             }
         )
 
-    def close(self) -> Deferred[None]:
+    def close(self, limit: float = CLOSE_LIMIT) -> Deferred[None]:
+        """See `mailcache.interfaces.ISessionCache`.
+
+        :param limit: seconds that transactions under way have; then they are aborted. A later call can shorten it.
+        """
         closed: Deferred[None] = Deferred()
         self._closed.append(closed)
+        deadline = self._now() + limit
+        if self._close_deadline is None or deadline < self._close_deadline:
+            self._close_deadline = deadline
         if not self._pool.closed:
-            self._close_deadline = self._now() + CLOSE_LIMIT
             self._ticker.start()
             self._carry_out(self._pool.close())
+            self._tokens.close(closed_error())
             for lookup in list(self._lookups.values()):
                 lookup.cancel()
         self._check_closed()
@@ -351,6 +367,11 @@ class MemorySessionCache:
             waiting, self._closed = self._closed, []
             for closed in waiting:
                 closed.callback(None)
+
+
+def _check_patience(timeout: float | None) -> None:
+    if timeout is not None and (not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf")):
+        raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
 
 
 def _checked(route: Route) -> Route:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import ipaddress
 import itertools
 import socket
@@ -18,6 +17,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
+from mailcache.authentication import Authentication, Logins, Secrets
 from mailcache.connection import Connection, Cut
 from mailcache.destination import Destination, SessionKey
 from mailcache.limits import Timeouts
@@ -27,16 +27,11 @@ from mailcache.session import Session
 from mailcache.tls import Contexts
 from mailcache.trust.evidence import CLEAR, Evidence
 from mailcache.trust.judge import Verdict, judge
+from mailcache.trust.opportunism import Opportunism
 from mailcache.trust.policy import Requirement
-from mailcache.wire import commands, sasl
+from mailcache.wire import commands
 from mailcache.wire.capabilities import Capabilities
 from mailcache.wire.replies import Reply
-
-MAX_CHALLENGES = 10
-"""Challenges of one AUTH exchange: SCRAM takes two, and a server that asks for ever is none."""
-
-ENOUGH_OF_A_SECRET = 8
-"""Bytes of a password, or of what was said to log in, by which it is recognised in a reply that was cut short."""
 
 Proxy = Callable[[str, int], IStreamClientEndpoint]
 """Gives the endpoint that connects to this host, a name or an address, and port by way of the proxy."""
@@ -113,7 +108,9 @@ class Opener:
     wall: Callable[[], float]
     gone: Callable[[Connection], None]
     proxies: Mapping[str, Proxy] = attrs.Factory(dict)
+    opportunism: Opportunism = attrs.Factory(Opportunism)
     contexts: Contexts = attrs.Factory(Contexts)
+    logins: Logins = attrs.Factory(lambda self: Logins(self.now), takes_self=True)
 
     def open(
         self,
@@ -155,7 +152,8 @@ class _Attempt:
         self._connection = Connection(self._dialogue, opener.now, opener.gone)
         self._phase = "connect"
         self._verdict = Verdict(False, "not judged")
-        self._secrets: list[bytes] = []
+        self._instead_of_tls = False
+        self._secrets = Secrets()
 
     async def run(self) -> Session:
         started = self._opener.now()
@@ -163,7 +161,9 @@ class _Attempt:
         try:
             return await self._open(started)
         except Cut as cut:
-            if self._tells_a_secret(str(cut).encode()):
+            if self._phase == "tls" and cut.reason != "aborted":
+                self._opener.opportunism.failed(self._hop.endpoint, self._opener.now())
+            if self._secrets.told_by(str(cut).encode()):
                 raise self._error(f"{cut.reason}: the server repeats a secret") from None
             raise self._error(str(cut), reply=cut.reply) from cut
         except DeliveryError as error:
@@ -182,23 +182,8 @@ class _Attempt:
             phase=self._phase,
             retriable=retriable,
             endpoint=str(self._hop.endpoint),
-            reply=reply if reply is None else self._without_secrets(reply),
+            reply=reply if reply is None else self._secrets.without(reply),
         )
-
-    def _keep_secret(self, text: bytes) -> None:
-        if text:
-            beginning = text[:ENOUGH_OF_A_SECRET]
-            # In a reply, and as an error quotes what is none.
-            self._secrets += [beginning, repr(beginning)[2:-1].encode()]
-
-    def _tells_a_secret(self, text: bytes) -> bool:
-        return any(secret in text for secret in self._secrets)
-
-    def _without_secrets(self, reply: Reply) -> Reply:
-        """``reply`` for errors and logs: servers that do not know a command like to repeat it."""
-        if not any(map(self._tells_a_secret, reply.lines)):
-            return reply
-        return Reply.make(reply.code, "(the server repeats a secret)")
 
     async def _open(self, started: float) -> Session:
         connection = self._connection
@@ -214,13 +199,14 @@ class _Attempt:
             greeting = await self._reply(b"", self._timeouts.greeting)
         self._check(greeting, 220, "the server does not serve")
         capabilities = await self._hello(evidence)
-        if evidence is CLEAR and self._requirement.wants_tls:
+        if evidence is CLEAR and self._requirement.wants_tls and not self._tls_is_given_up():
             evidence = await self._starttls(capabilities)
             if evidence is not CLEAR:
                 # What was offered in clear is forgotten (RFC 3207 4.2).
                 capabilities = await self._hello(evidence)
         if evidence is CLEAR:
             self._judge(evidence)
+            capabilities = capabilities.without("REQUIRETLS")  # it means nothing in clear text (RFC 8689 2)
         if self._destination.credentials is not None:
             await self._authenticate(capabilities, evidence)
         return Session(
@@ -233,6 +219,7 @@ class _Attempt:
             verdict=self._verdict,
             timeouts=self._timeouts,
             setup_seconds=self._opener.now() - started,
+            instead_of_tls=self._instead_of_tls,
         )
 
     async def _connect(self) -> None:
@@ -327,6 +314,13 @@ class _Attempt:
             return f"[IPv6:{address.host.partition('%')[0]}]"
         return "localhost"
 
+    def _tls_is_given_up(self) -> bool:
+        """Whether TLS has failed here for so long that clear text will do; not for credentials."""
+        if self._requirement.demands_tls or self._destination.credentials is not None:
+            return False
+        self._instead_of_tls = self._opener.opportunism.clear(self._hop.endpoint, self._opener.now())
+        return self._instead_of_tls
+
     async def _starttls(self, capabilities: Capabilities) -> Evidence:
         """The evidence of TLS, or `CLEAR` where there is none and clear text will do."""
         self._phase = "starttls"
@@ -336,6 +330,7 @@ class _Attempt:
             return CLEAR
         reply = await self._reply(commands.STARTTLS, self._timeouts.starttls)
         if reply.negative and reply.code != 421 and not self._requirement.demands_tls:
+            self._instead_of_tls = True
             return CLEAR
         self._check(reply, 220, "TLS is demanded, and the server refuses STARTTLS")
         if reply.flaw is not None:
@@ -353,6 +348,7 @@ class _Attempt:
         event = self._dialogue.next_event()
         self._connection.start_tls(context, self._requirement.servername, self._timeouts.starttls, greeting)
         reply = await event
+        self._opener.opportunism.worked(self._hop.endpoint)
         evidence = self._connection.evidence()
         self._judge(evidence)
         return evidence, reply
@@ -369,25 +365,16 @@ class _Attempt:
         assert credentials is not None
         if evidence is CLEAR and self._destination.tls.level != "none":
             raise self._error("credentials are not sent in clear text, and the session has no TLS")
-        mechanism = sasl.choose(capabilities.auth, credentials.username, credentials.password)
-        if mechanism is None:
-            offered = ", ".join(sorted(capabilities.auth)) or "none"
-            raise self._error(f"no common mechanism to log in with; the server offers {offered}")
-        initial = mechanism.initial()
-        command = commands.auth(mechanism.name, initial)
-        self._keep_secret(credentials.password.encode())
-        self._keep_secret(base64.b64encode(initial or b""))
-        limit = self._timeouts.auth
-        reply = await self._reply(command, limit)
-        for _ in range(MAX_CHALLENGES):
-            if reply.code != 334:
-                break
-            try:
-                answer = base64.b64encode(mechanism.respond(sasl.decode_challenge(reply.lines[-1])))
-            except sasl.SaslError as error:
-                raise self._error(f"{mechanism.name}: {error}") from error
-            self._keep_secret(answer)
-            reply = await self._reply(answer + b"\r\n", limit)
-        if reply.permanent:
-            raise self._error("the server refuses the credentials", reply=reply, retriable=False)
-        self._check(reply, 235, "the server does not let us log in")
+        login = (self._key.endpoint, self._key.identity.namespace, self._key.identity.uid, credentials.account())
+        await Authentication(
+            credentials,
+            capabilities,
+            self._opener.logins,
+            login,
+            evidence is CLEAR,
+            evidence is not CLEAR and self._requirement.level not in ("none", "may", "encrypt"),
+            self._secrets,
+            lambda line: self._reply(line, self._timeouts.auth),
+            self._check,
+            self._error,
+        ).run()

@@ -27,7 +27,8 @@ from collections.abc import Callable
 
 from mailcache.choosing import choose, may_wait, no_place
 from mailcache.demand import Demand
-from mailcache.destination import Destination, Endpoint
+from mailcache.destination import Destination, Endpoint, Identity
+from mailcache.envelope import Needs
 from mailcache.limits import Limits
 from mailcache.matching import Matching
 from mailcache.members import (
@@ -45,13 +46,13 @@ from mailcache.members import (
     Request,
     Resolve,
 )
-from mailcache.message import Needs
 from mailcache.misses import miss_reason
 from mailcache.places import Places
 from mailcache.result import DeliveryError
 from mailcache.routes import Routes
 from mailcache.routing.health import Health
 from mailcache.routing.route import Route
+from mailcache.trust.opportunism import PATIENCE
 from mailcache.waiting import Queues, claim, disown, own
 
 AGE_SPREAD = 0.2
@@ -84,6 +85,7 @@ class Pool:
         self._routes = Routes()
         self._waiting = Queues()
         self._places = Places(limits)
+        self._retired: set[Member] = set()
         self._demand = Demand() if limits.keep == "busy" else None
         self._matching = Matching(self._places, self._waiting, self._routes, wall)
         self._known = self._routes.known
@@ -197,10 +199,14 @@ class Pool:
         candidate.offered(session.capabilities, now)
         member.opened_at = now
         member.expires_at = now + limits.max_age * (1 + AGE_SPREAD * self._spread())
+        if session.instead_of_tls:
+            member.expires_at = min(member.expires_at, now + PATIENCE)
         allowed = [most for most in (limits.max_uses, session.capabilities.mail_max) if most is not None]
         member.max_uses = min(allowed) if allowed else None
         disown(member)
         first = self._matching.first_served(member, now)
+        if first is None and member in self._retired:
+            return [self._evict(member, "token")]
         if first is None:
             return [*self._park(member, now), *self._plan(now)]
         return [self._grant(first, member, now), *self._plan(now)]
@@ -236,6 +242,8 @@ class Pool:
             return [self._evict(member, "discarded")]
         if self.closed or member.expires_at <= now:
             return [self._evict(member, "closing" if self.closed else "age")]
+        if self._retired and member in self._retired:
+            return [self._evict(member, "token")]
         if member.max_uses is not None and session.uses >= member.max_uses:
             return [self._evict(member, "uses")]
         if not self._queues:
@@ -264,7 +272,22 @@ class Pool:
         """The socket of ``member`` is closed: its place is free."""
         disown(member)
         self._places.remove(member)
+        self._retired.discard(member)
         return self._plan(now)
+
+    def retire(self, identity: Identity) -> list[Action]:
+        """There is another identity in place of ``identity``: end what is idle, and the others when they are released.
+
+        Who asks for it again all the same gets new sessions.
+        """
+        actions: list[Action] = []
+        for member in tuple(self._places.members):
+            if member.candidate.key.identity == identity:
+                if member.state == IDLE:
+                    actions.append(self._evict(member, "token"))
+                else:
+                    self._retired.add(member)
+        return actions
 
     # -- time and end ------------------------------------------------------------------------------------------
 

@@ -30,13 +30,17 @@ class DeliveryResult:
     """The server's verdict on one message; ``accepted`` and ``rejected`` cover all recipients.
 
     ``rejected`` maps each refused recipient to the reply that refused it: to its RCPT, or to MAIL, DATA or
-    the end of content where that refused them all. ``reply`` is the last word on the message as a whole.
+    the end of content where that refused them all. ``reply`` is the last word on the message as a whole: where it
+    took several transactions, that of the last one in which somebody was accepted. ``excess`` are those of the
+    rejected whom the server took for one too many (452 after it had accepted others), so that another transaction
+    may be what they need; `mailcache.deliver` does that, and leaves them only where it could not.
     """
 
     accepted: tuple[str, ...]
     rejected: Mapping[str, Reply]
     reply: Reply
     session: SessionFacts
+    excess: tuple[str, ...] = ()
 
 
 class DeliveryError(Exception):
@@ -73,8 +77,8 @@ class DeliveryError(Exception):
 class UncertainDelivery(Exception):  # noqa: N818  (a public name: it states doubt, not an error)
     """Nobody can know whether the message was delivered: its end was written, and no verdict was read.
 
-    It is never sent again by mailcache (RFC 1047). For LMTP ``accepted`` and ``rejected`` carry the recipients
-    already answered for; ``undecided`` are the others that the server had accepted.
+    It is never sent again by mailcache (RFC 1047). For LMTP, and where it took several transactions, ``accepted`` and
+    ``rejected`` carry the recipients already answered for; ``undecided`` are the others that the server had accepted.
     """
 
     def __init__(

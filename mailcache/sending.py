@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, TextIO
 
 import attrs
@@ -14,14 +15,14 @@ from twisted.internet.defer import Deferred
 
 from mailcache.delivery import deliver
 from mailcache.destination import Destination
+from mailcache.envelope import Envelope
 from mailcache.memory import MemorySessionCache
-from mailcache.message import Envelope
 from mailcache.remote.client import RemoteSessionCache
 from mailcache.result import DeliveryError, DeliveryResult, UncertainDelivery
 from mailcache.trust.policy import TLSPolicy
 
 IN_MEMORY = 1024 * 1024
-"""Bytes of standard input that are kept in memory; what is longer goes through a temporary file."""
+"""Bytes of a pipe that are kept in memory; what is longer goes through a temporary file."""
 
 
 @attrs.frozen
@@ -43,17 +44,21 @@ def order(
     ca_file: str | None,
     file: str,
     keeper: str | None,
+    notify: str | Iterable[str] | None = None,
+    ret: str | None = None,
+    envid: str | None = None,
 ) -> Order:
     """What the arguments ask for.
 
     :param file: the message's path, or "-" for standard input.
     :param keeper: the path of a keeper's socket, or ``None``.
+    :param notify: this and the following are as for `Envelope`.
     :raises ValueError: that names the one that was wrong, and what would be right.
     """
     where = Destination(to_host, tls=TLSPolicy(level, ca_file=ca_file))
     if keeper is not None and len(os.fsencode(keeper)) > 107:
         raise ValueError(f"--cache: {keeper!r} is longer than the 107 bytes of a socket's path")
-    return Order(where, Envelope(sender, recipients), file, keeper)
+    return Order(where, Envelope(sender, recipients, notify=notify, ret=ret, envid=envid), file, keeper)
 
 
 def run(wanted: Order, out: TextIO, err: TextIO) -> int:
@@ -93,11 +98,13 @@ def run(wanted: Order, out: TextIO, err: TextIO) -> int:
 
 
 def _opened(file: str) -> BinaryIO:
-    if file != "-":
-        return open(file, "rb")
-    # Taken up before the loop runs, which a slow writer at the other end would hold up.
+    source = open(sys.stdin.fileno(), "rb", closefd=False) if file == "-" else open(file, "rb")  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(source.fileno()).st_mode):
+        return source
+    # Taken up before the loop runs, which a slow writer at the other end of a pipe would hold up.
     spool = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115  (the caller closes it)
-    shutil.copyfileobj(sys.stdin.buffer, spool)
+    with source:
+        shutil.copyfileobj(source, spool)
     spool.seek(0)
     return spool  # type: ignore[return-value]
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from mailcache.connection import Connection, Cut
+from mailcache.connection import Connection, Cut, Receiver
+from mailcache.contents import Content, MessageContent, Sendable, content_of, seven_bit
 from mailcache.destination import Endpoint, SessionKey
+from mailcache.envelope import NO_NEEDS, Envelope
 from mailcache.limits import Timeouts
-from mailcache.message import NO_NEEDS, Content, Envelope, content_of, seven_bit
 from mailcache.result import DeliveryError, DeliveryResult, SessionFacts, UncertainDelivery
 from mailcache.trust.evidence import Evidence
 from mailcache.trust.judge import Verdict
 from mailcache.wire.capabilities import Capabilities
+from mailcache.wire.one_flight import MAX_CONTENT, OneFlight, allows, unstuffed
 from mailcache.wire.replies import Reply
 from mailcache.wire.transaction import CONTENT, CUT, DONE, EMPTY, WAITING, Transaction
 
@@ -30,6 +32,7 @@ class Session:
     :ivar on_cut: called with the `Cut` when the connection ends while no transaction is under way.
     :ivar verdict: why it was trusted when it was opened; each later borrower has a verdict of its own.
     :ivar setup_seconds: what it took to open.
+    :ivar instead_of_tls: it is in clear text since TLS, which was offered, was refused or has failed.
     :ivar log_facts: what every event about it says.
     """
 
@@ -45,6 +48,7 @@ class Session:
         verdict: Verdict,
         timeouts: Timeouts,
         setup_seconds: float,
+        instead_of_tls: bool = False,
     ) -> None:
         self.connection = connection
         self.id = identifier
@@ -55,6 +59,7 @@ class Session:
         self.evidence = evidence
         self.verdict = verdict
         self.setup_seconds = setup_seconds
+        self.instead_of_tls = instead_of_tls
         self.log_facts: dict[str, Any] = {
             "session": identifier,
             "host": host,
@@ -76,7 +81,10 @@ class Session:
             timeouts.data,
             timeouts.dot,
             timeouts.dot,
+            timeouts.dot,
         )
+        self._last_reply: Reply | None = None
+        self._last_reply_at = connection.now()
         self._spoiled = False
         self._seven_bit_only = False
         self._transaction: Transaction | None = None
@@ -106,11 +114,14 @@ class Session:
 
     # -- one transaction -----------------------------------------------------------------------------------------
 
-    def send(self, envelope: Envelope, content: bytes | BinaryIO | Content) -> Deferred[DeliveryResult]:
+    def send(self, envelope: Envelope, content: Sendable, *, one_flight: bool = False) -> Deferred[DeliveryResult]:
         """Send one message; see `mailcache.interfaces.ISession.send`."""
         if self._transaction is not None:
             raise RuntimeError("a session carries one message at a time: wait for the result of the one before")
-        source = content_of(content)
+        source = content_of(content, envelope)
+        if type(source) is MessageContent:
+            envelope = source.demanded(envelope)
+            source = source.for_server(self.capabilities)
         needs = envelope.needs(source)
         if not self.connection.quiet:
             return self._refused("the session has ended", phase="mail")
@@ -120,13 +131,22 @@ class Session:
         undeclared = source.eight_bit is None and envelope.body is None
         declared_7bit = source.eight_bit is None and envelope.body == "7BIT"
         self._seven_bit_only = declared_7bit or (undeclared and not self.capabilities.eightbitmime)
+        commands = envelope.commands
+        if envelope.dsn_commands is not None and self.capabilities.dsn:
+            commands = envelope.dsn_commands
         reused = self.uses > 0
         self.uses += 1
         self._content = source
+        result: Deferred[DeliveryResult] = Deferred(self._cancelled)
+        self._result = result
+        if one_flight and self._write_one_flight(
+            commands, envelope.recipients, source, needs.eightbitmime or undeclared, reused
+        ):
+            return result
         ours = self._transaction = Transaction(
-            envelope.mail_command,
+            commands[0],
             envelope.recipients,
-            envelope.other_commands,
+            commands[1],
             self.capabilities,
             size=source.size,
             eight_bit=needs.eightbitmime or undeclared,
@@ -134,8 +154,6 @@ class Session:
             reused=reused,
             lmtp=self._lmtp,
         )
-        result: Deferred[DeliveryResult] = Deferred(self._cancelled)
-        self._result = result
         self._write_commands(ours, reused)
         return result
 
@@ -153,10 +171,40 @@ class Session:
 
     def _write_commands(self, ours: Transaction, reused: bool = False) -> None:
         data, kinds = ours.flight()
+        self.connection.write(data, self._limits_for(kinds, reused))
+
+    def _limits_for(self, kinds: list[int], reused: bool) -> list[float]:
         limits = [self._limits[kind] for kind in kinds]
         if reused and limits[0] > self._timeouts.first_reply:
             limits[0] = self._timeouts.first_reply
-        self.connection.write(data, limits)
+        return limits
+
+    def _write_one_flight(
+        self, commands: tuple[bytes, bytes], recipients: tuple[str, ...], source: Content, eight_bit: bool, reused: bool
+    ) -> bool:
+        """Write the whole message, if it may go so; gives whether it did."""
+        age = self.connection.now() - self._last_reply_at
+        if self._lmtp or self.rset_due or not allows(self.capabilities, self._last_reply, age):
+            return False
+        whole = source.whole()
+        if whole is None:
+            return False
+        content = unstuffed(whole)
+        if len(content) > MAX_CONTENT:
+            return False
+        ours = self._transaction = OneFlight(
+            commands[0],
+            recipients,
+            commands[1],
+            self.capabilities,
+            content,
+            size=source.size,
+            eight_bit=eight_bit,
+            reused=reused,
+        )
+        data, kinds = ours.flight()
+        self.connection.write_content(data, self._limits_for(kinds, reused))
+        return True
 
     def _write_content(self, ours: Transaction) -> None:
         source = self._content
@@ -174,10 +222,24 @@ class Session:
 
     # -- lending -----------------------------------------------------------------------------------------------
 
+    def hand_over(self, receiver: Receiver) -> Timeouts:
+        """Let ``receiver`` have the conversation, at a clean place; gives the time limits for it.
+
+        It ends when `returned` is called and the connection has this session for its receiver again.
+        """
+        assert self._transaction is None
+        self.connection.receiver = receiver
+        return self._timeouts
+
     def returned(self, uses: int, rset_due: bool) -> None:
         """Somebody else has had the conversation meanwhile, with so many uses."""
         self.uses += uses
         self.rset_due = rset_due
+        self.forget_last_reply()
+
+    def forget_last_reply(self) -> None:
+        """Who knows what the server has said last, and when."""
+        self._last_reply_at = float("-inf")
 
     # -- its end -----------------------------------------------------------------------------------------------
 
@@ -242,6 +304,8 @@ class Session:
         if ours.content_written:
             self.connection.forget_content()
         self.rset_due = ours.rset_due
+        self._last_reply = ours.final
+        self._last_reply_at = self.connection.now()
         self._spoiled = self._spoiled or not ours.clean
         self._end(ours, self._verdict(ours))
 
@@ -251,7 +315,7 @@ class Session:
         # A reply too many says that a refusal before the content may have been meant for another command.
         if ours.decided and (ours.content_begun or cut.reason != "unsolicited"):
             outcome = self._verdict(ours)
-        elif ours.content_written:
+        elif ours.doubtful:
             outcome = UncertainDelivery(
                 f"the end of content was written, then {cut}",
                 endpoint=endpoint,
@@ -274,7 +338,7 @@ class Session:
 
     def _verdict(self, ours: Transaction) -> DeliveryResult:
         assert ours.final is not None
-        return DeliveryResult(tuple(ours.accepted), ours.rejected, ours.final, self.facts)
+        return DeliveryResult(tuple(ours.accepted), ours.rejected, ours.final, self.facts, tuple(ours.excess))
 
     def _end(self, ours: Transaction, outcome: DeliveryResult | Exception) -> None:
         result = self._result
@@ -292,7 +356,7 @@ class Session:
         ours = self._transaction
         if ours is None:
             return
-        if ours.content_written:
+        if ours.doubtful:
             self.connection.cut("aborted", "the delivery was cancelled")
             return
         self._transaction = None

@@ -9,8 +9,8 @@ from service_identity.hazmat import DNSPattern
 
 from mailcache import Credentials, DeliveryError, Destination, Limits, TLSPolicy
 from mailcache.destination import Endpoint
+from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.members import IDLE, LEASED, OPENING, Action, Close, Fail, Grant, Member, Open, Request, Resolve
-from mailcache.message import NO_NEEDS, Needs
 from mailcache.pool import Pool
 from mailcache.routing.route import Hop, Route
 from mailcache.trust.evidence import CLEAR, Evidence
@@ -52,9 +52,10 @@ def failure(phase: str = "connect", *, code: int | None = None, retriable: bool 
 
 
 class FakeSession:
-    def __init__(self, capabilities: Capabilities, evidence: Evidence) -> None:
+    def __init__(self, capabilities: Capabilities, evidence: Evidence, instead_of_tls: bool = False) -> None:
         self.capabilities = capabilities
         self.evidence = evidence
+        self.instead_of_tls = instead_of_tls
         self.uses = 0
 
 

@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from mailcache.connection import CLOSE_LIMIT, NEVER, USER_TIMEOUT, Connection, Cut
-from mailcache.message import ContentFailed
+from mailcache.contents import ContentFailed
 from mailcache.testing import HIGH_WATER, WINDOW, MemoryReactor
 from mailcache.tls import Contexts
 from mailcache.trust.evidence import TLSClass

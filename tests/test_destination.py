@@ -120,8 +120,30 @@ BASES[SessionKey] = {
 
 PRINT = {"level": "fingerprint", "fingerprints": (DIGEST,)}
 
+TOKEN = {"username": "user", "token": "secret"}
+
+
+def supplier() -> str:
+    return "secret"
+
+
+def other_supplier() -> str:
+    return "secret"
+
+
 OTHERS: dict[type, dict[str, tuple[Any, ...]]] = {
-    Credentials: {"username": ("User", "user ", "us\xe9r", "use\u0301r"), "password": ("Secret", "secret ", "", "s")},
+    Credentials: {
+        "username": ("User", "user ", "us\xe9r", "use\u0301r"),
+        "password": ("Secret", "secret ", "", "s"),
+        "token": (
+            (TOKEN, {"username": "user", "token": "Secret"}),
+            (TOKEN, {"username": "user", "token": supplier}),
+            (TOKEN, {"username": "user", "password": "secret"}),
+            ({"username": "user", "token": supplier}, {"username": "user", "token": other_supplier}),
+        ),
+        "external": ((TOKEN, {"username": "user", "external": True}),),
+        "mechanisms": (("PLAIN",), ("LOGIN",), ("PLAIN", "LOGIN"), ("SCRAM-SHA-256",)),
+    },
     Endpoint: {"protocol": ("lmtp", "smtps"), "address": ("192.0.2.10", "::1", "/25"), "port": (26, 2, None)},
     Identity: {
         "namespace": ("A", "b", "default"),
@@ -180,6 +202,7 @@ FOLLOWING = {
         "tls_class": "made of tls and client_certificate, with the content of their files",
         "trust_anchors": "the content whose digest is in tls_class",
         "client_pem": "the content whose digest is in identity",
+        "lineage": "made of identity, where credentials have a token",
         "_hash": "the hash",
     }
 }

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import quote
 
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.error import ConnectBindError
-from twisted.logger import eventAsText, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from mailcache import Credentials, DeliveryError, Destination, Timeouts, TLSPolicy, opening
+from mailcache import DeliveryError, Destination, Timeouts, TLSPolicy, opening
 from mailcache.testing import Authority, Connection, Fault, SMTPServer, self_signed
-from mailcache.testing.authentication import Authentication as ServersSide
 from mailcache.trust.evidence import CLEAR
 from mailcache.wire.capabilities import Capabilities
-from mailcache.wire.replies import Reply
 from tests.helpers import CREDENTIALS, PORT, Bed, authority, certificate, verdict_of, verifying
 
 USERS = {"user": CREDENTIALS.password}
@@ -357,126 +351,6 @@ class ImplicitTLS(Case):
         self.assertNotIn("EHLO", self.commands(bed))
 
 
-class Authentication(Case):
-    def bed(self, *, offers: bytes | None = None, policy: TLSPolicy | None = None, **more: Any) -> Bed:
-        server: dict[str, Any] = {"users": USERS, **more.pop("server", {})}
-        if offers is not None:
-            server["verdict"] = says(ehlo2=b"250-mx.test\r\n250 " + offers)
-        return Bed(tls=policy, credentials=more.pop("credentials", CREDENTIALS), server=server, **more)
-
-    def test_is_by_what_the_server_offers(self) -> None:
-        for offers, mechanism in (
-            (b"AUTH PLAIN LOGIN", "PLAIN"),
-            (b"AUTH LOGIN PLAIN", "PLAIN"),
-            (b"AUTH LOGIN", "LOGIN"),
-            (b"AUTH GSSAPI LOGIN", "LOGIN"),
-            (b"auth plain", "PLAIN"),
-            (b"AUTH=LOGIN", "LOGIN"),
-        ):
-            bed = self.bed(offers=offers)
-            lease = self.opened(bed)
-            record = bed.server.connections[0]
-            self.assertEqual((record.user, record.commands[-1]), ("user", f"AUTH {mechanism}"))
-            lease.release()
-            self.assertEqual(verdict_of(bed.deliver()), "SENT")
-            self.assertEqual(bed.server.connection_count, 1)
-            bed.close()
-
-    def test_international_names_and_passwords(self) -> None:
-        login = Credentials("\xfcser", "pa\xdf w\xf6rd\u2603")
-        for offers in (b"AUTH PLAIN", b"AUTH LOGIN"):
-            bed = self.bed(offers=offers, credentials=login, server={"users": {login.username: login.password}})
-            self.opened(bed)
-            self.assertEqual(bed.server.connections[0].user, "\xfcser")
-
-    def test_a_refusal_is_final(self) -> None:
-        """Tried again it would lock the account: not at another address either, and nothing is kept."""
-        for offers in (b"AUTH PLAIN", b"AUTH LOGIN"):
-            bed = self.bed(offers=offers, credentials=Credentials("user", "wrong"))
-            bed.reactor.hosts["mx.test"] = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
-            for address in ("127.0.0.2", "127.0.0.3"):
-                bed.server.listen(PORT, address)
-            where = bed.to(f"[mx.test]:{PORT}", credentials=Credentials("user", "wrong"))
-            error = bed.deliver(destination=where)
-            self.assertEqual((verdict_of(error), error.phase, error.retriable), ("NEXT", "auth", False))
-            self.assertEqual(error.reply, Reply.make(535, "5.7.8 credentials not accepted"))
-            self.assertEqual(bed.server.connection_count, 1)
-            bed.reactor.run_for(10)
-            self.assertEqual((bed.counts(), bed.server.connections[0].quit_seen), ((0, 0, 0, 0), True))
-            # Who has the right password is not kept waiting by who has not.
-            self.assertEqual(
-                verdict_of(bed.deliver(destination=bed.to(f"[mx.test]:{PORT}", credentials=CREDENTIALS))), "SENT"
-            )
-            self.assertEqual(bed.server.connection_count, 2)
-            bed.close()
-
-    def test_a_refusal_is_final_also_where_the_server_closes_with_it(self) -> None:
-        """Reply and close_notify come in one read."""
-
-        def refuses_and_leaves(point: str, argument: str, record: Connection) -> bytes | None:
-            if point == "auth":
-                bed.reactor.callLater(0, bed.server._live[-1].close)
-                return b"535 5.7.8 once too often"
-            return None
-
-        bed = self.bed(server={"verdict": refuses_and_leaves})
-        bed.reactor.hosts["mx.test"] = ["127.0.0.1", "127.0.0.2"]
-        bed.server.listen(PORT, "127.0.0.2")
-        error = bed.deliver(destination=bed.to(f"[mx.test]:{PORT}", credentials=CREDENTIALS))
-        self.assertEqual((verdict_of(error), error.phase, error.retriable), ("NEXT", "auth", False))
-        self.assertEqual((str(error.reply), bed.server.connection_count), ("535 5.7.8 once too often", 1))
-        bed.close()
-
-    def test_a_refusal_for_now_is_not(self) -> None:
-        bed = self.bed(faults=[Fault("auth", "4xx")])
-        self.refused(bed, "auth", "the server does not let us log in", "454")
-        self.assertEqual(verdict_of(bed.deliver()), "SENT")
-
-    def test_odd_answers_end_it(self) -> None:
-        for reply, part in (
-            (b"250 ok", "a reply out of place, 235 is due"),
-            (b"220 ok", "a reply out of place, 235 is due"),
-            (b"354 go", "a reply out of place, 235 is due"),
-            (b"334 !", "the challenge is not base64"),
-            (b"334 QUdBSU4=", "unexpected challenge in PLAIN"),
-            (b"421 bye", "the server does not let us log in"),
-        ):
-            bed = self.bed(server={"verdict": says(auth=reply)})
-            self.refused(bed, "auth", part)
-
-    def test_challenges_do_not_go_on_for_ever(self) -> None:
-        bed = self.bed(offers=b"AUTH LOGIN", server={"users": USERS})
-        self.patch(opening.sasl.Login, "respond", lambda self, challenge: b"x")
-        self.patch(ServersSide, "line", lambda self, line: self.challenge(b"334 QUdBSU4=\r\n"))
-        self.refused(bed, "auth", "a reply out of place, 235 is due")
-
-    def test_no_common_mechanism_is_told(self) -> None:
-        for offers, part in (
-            (b"AUTH GSSAPI CRAM-MD5", "the server offers CRAM-MD5, GSSAPI"),
-            (b"AUTH", "the server offers none"),
-            (b"SIZE", "the server offers none"),
-        ):
-            bed = self.bed(offers=offers)
-            self.refused(bed, "auth", "no common mechanism to log in with", part)
-            self.assertNotIn("AUTH", self.commands(bed))
-
-    def test_credentials_never_go_in_clear(self) -> None:
-        """Level "may" found no TLS; only "none" says that clear text is meant."""
-        offer = says(ehlo=b"250-mx.test\r\n250 AUTH PLAIN LOGIN")
-        for policy in (TLSPolicy("may"), TLSPolicy("encrypt"), verifying()):
-            for server in ({"verdict": offer}, {"verdict": offer, "certificate": None}):
-                bed = self.bed(policy=policy, server=server)
-                error = self.refused(bed, "auth" if policy.level == "may" else "starttls")
-                if policy.level == "may":
-                    self.assertIn("credentials are not sent in clear text", str(error))
-                self.assertEqual(self.commands(bed), ["EHLO"])
-        bed = self.bed(policy=TLSPolicy("may"), faults=[Fault("starttls", "4xx")])
-        self.refused(bed, "auth", "credentials are not sent in clear text")
-        bed = self.bed(policy=TLSPolicy("none"), server={"verdict": offer})
-        self.assertEqual(bed.finish(bed.acquire()).phase, "auth")
-        self.assertEqual(bed.server.violations, ["connection 1: AUTH in clear"], "as was asked")
-
-
 class Places(Case):
     """Where a connection comes from and goes to."""
 
@@ -635,131 +509,3 @@ class Addresses(Case):
         bed = Bed()
         error = bed.deliver(destination=bed.to("[none.test]:25"))
         self.assertEqual((error.phase, error.retriable, error.endpoint), ("routing", True, None))
-
-
-class Secrets(SynchronousTestCase):
-    """A canary for a password: it may be on the wire under TLS, and nowhere else."""
-
-    CANARY = "c4n4ry-\xdf-5ecret"
-    LOGIN = Credentials("user", CANARY)
-
-    def setUp(self) -> None:
-        self.events: list[dict[str, Any]] = []
-        globalLogPublisher.addObserver(self.events.append)
-        self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
-
-    def forms(self) -> list[str]:
-        """The password as it might show, and enough of it to be one."""
-        raw = self.CANARY.encode()
-        plain = b"\0user\0" + raw
-        whole = [self.CANARY, raw.hex(), quote(raw), repr(raw)[2:-1], ascii(self.CANARY)[1:-1]]
-        whole += [base64.b64encode(each).decode().rstrip("=") for each in (raw, plain)]
-        return [*whole, "c4n4ry", *[base64.b64encode(each).decode()[10:20] for each in (raw, plain)]]
-
-    def check(self, *shown: object) -> None:
-        texts = [eventAsText(event) for event in self.events] + [repr(event) for event in self.events]
-        for each in shown:
-            texts += [repr(each), str(each)]
-            if isinstance(each, BaseException):
-                texts += traceback.format_exception(each)
-                texts += [repr(vars(each)), repr(each.args)]
-        for text in texts:
-            for form in self.forms():
-                self.assertNotIn(form, text)
-
-    def bed(self, *, offers: bytes = b"AUTH PLAIN", right: bool = True, auth: bytes | None = None, **more: Any) -> Bed:
-        replies = {"ehlo2": b"250-mx.test\r\n250 " + offers}
-        if auth is not None:
-            replies["auth"] = auth
-        users = {"user": self.CANARY if right else "other"}
-        return Bed(credentials=self.LOGIN, server={"users": users, "verdict": says(**replies)}, **more)
-
-    def end(self, bed: Bed, value: object) -> None:
-        self.check(value, bed.destination, bed.destination.identity, bed.statistics(), bed.cache, bed.server.log)
-        self.check(*vars(bed.cache).values())
-        bed.close()
-        bed.reactor.run_for(60)
-        self.check()
-
-    def test_are_not_in_a_success(self) -> None:
-        for offers in (b"AUTH PLAIN", b"AUTH LOGIN"):
-            bed = self.bed(offers=offers)
-            result = bed.deliver()
-            self.assertEqual(verdict_of(result), "SENT")
-            lease = bed.finish(bed.acquire())
-            self.check(lease, lease.evidence, lease.capabilities)
-            lease.release()
-            self.end(bed, result)
-        self.assertTrue(self.events, "something was logged")
-
-    def test_are_not_in_a_refusal(self) -> None:
-        for offers in (b"AUTH PLAIN", b"AUTH LOGIN"):
-            bed = self.bed(offers=offers, right=False)
-            error = bed.deliver()
-            self.assertEqual(error.reply.code, 535)
-            self.end(bed, error)
-
-    def test_are_not_repeated_after_the_server(self) -> None:
-        """Servers that do not know a command like to repeat it, and some cut it short."""
-        token = base64.b64encode(b"\0user\0" + self.CANARY.encode())
-        password = base64.b64encode(self.CANARY.encode())
-        for offers, said in (
-            (b"AUTH PLAIN", b"AUTH PLAIN " + token),
-            (b"AUTH PLAIN", b"AUTH PLAIN " + token[:20]),
-            (b"AUTH PLAIN", self.CANARY.encode()),
-            (b"AUTH LOGIN", password),
-            (b"AUTH LOGIN", password[:20]),
-            (b"AUTH LOGIN", b"no such password: " + self.CANARY.encode()),
-        ):
-            for reply in (
-                b'500 5.5.1 unknown command: "%s"' % said,
-                b'454 4.5.1 what is "%s"?' % said,
-                b"535-5.7.8 no\r\n535 5.7.8 %s" % said,
-                b"250 2.0.0 %s" % said,
-                b"421 4.0.0 %s" % said,
-                b"250 ok\r\n250 %s" % said,
-                said,
-            ):
-                bed = self.bed(offers=offers, auth=reply)
-                error = bed.deliver()
-                self.assertEqual((verdict_of(error), error.phase), ("NEXT", "auth"))
-                told = None if error.reply is None else error.reply.code
-                unasked_for = reply == said or reply.startswith(b"250 ok")
-                self.assertEqual(told, None if unasked_for else int(reply[:3]), "the code is no secret")
-                self.end(bed, error)
-
-    def test_a_reply_without_them_is_told_as_it_is(self) -> None:
-        bed = self.bed(auth=b"535 5.7.8 log in with a web browser first")
-        self.assertIn("log in with a web browser first", str(bed.deliver()))
-
-    def test_are_not_in_a_failure(self) -> None:
-        for kind in ("silence", "rst", "fin", "garbage", "badrecord", "notify", "nolf", "421"):
-            bed = self.bed(faults=[Fault("auth", kind)])
-            self.end(bed, bed.deliver())
-
-    def test_are_not_in_a_cancelled_delivery(self) -> None:
-        for seconds in range(1, 40):
-            bed = self.bed(latency=0.25)
-            outcome = bed.start()
-            bed.reactor.run_for(seconds * 0.125)
-            outcome.deferred.cancel()
-            self.end(bed, bed.finish(outcome))
-
-    def test_are_not_in_the_report_of_a_defect(self) -> None:
-        def broken(*_: object) -> bytes:
-            raise RuntimeError("a defect of ours")
-
-        self.patch(opening.base64, "b64encode", broken)
-        bed = self.bed()
-        error = bed.deliver()
-        self.assertEqual((verdict_of(error), len(self.flushLoggedErrors(RuntimeError))), ("NEXT", 1))
-        self.patch(opening.base64, "b64encode", self._b64encode)
-        self.end(bed, error)
-
-    _b64encode = staticmethod(base64.b64encode)
-
-    def test_bad_ones_are_refused_unsaid(self) -> None:
-        """See `tests.test_destination` too."""
-        for password in (self.CANARY + "\0", self.CANARY + "\ud800", self.CANARY * 1000):
-            error = self.assertRaises(ValueError, Credentials, "user", password)
-            self.check(error)

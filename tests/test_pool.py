@@ -8,8 +8,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache import Credentials, Destination, TLSPolicy
 from mailcache.destination import Endpoint
+from mailcache.envelope import Needs
 from mailcache.members import Close
-from mailcache.message import Needs
 from mailcache.routes import MAX_ROUTES
 from mailcache.routing.route import Hop
 from mailcache.trust.evidence import CLEAR

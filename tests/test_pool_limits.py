@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mailcache.message import Needs
+from mailcache.envelope import Needs
 from mailcache.routing.route import Hop
 from mailcache.wire.capabilities import Capabilities
 from tests.pool_world import BARE, ENDPOINTS, UTF8, World, as_user, failure, to

@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 from twisted.trial.unittest import SynchronousTestCase
 
-from mailcache.message import NO_NEEDS, Needs
+from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.trust.evidence import CLEAR
 from mailcache.wire.capabilities import Capabilities
 from tests.pool_world import BARE, ENCRYPTED, ENDPOINTS, RICH, UTF8, World, as_user, failure, to

@@ -261,7 +261,7 @@ class LeftAloneTests(SynchronousTestCase):
         self.assertEqual(len(world.openings), 19)
         for member in list(world.openings):
             world.fail(member)
-        self.assertAlmostEqual(world.pool.health.blocked((A, None), world.now), 1.0)
+        self.assertAlmostEqual(world.pool.health.blocked((A, None, None), world.now), 1.0)
 
     def test_a_server_that_refuses_everybody_is_tried_once_a_second_at_most_after_the_fifth_time(self) -> None:
         world = World(sessions_per_destination=20)

@@ -50,7 +50,8 @@ class ReadmeTests(SynchronousTestCase):
             done.stdout,
             "".join(f"250 2.0.0 ok: queued - use {use} of this session\n" for use in (1, 2, 3)),
         )
-        self.assertEqual(json.loads(said), {"connections": 1, "handshakes": 1, "messages": 3, "violations": []})
+        seen = {"connections": 1, "handshakes": 1, "messages": 3, "octets": 66, "violations": []}
+        self.assertEqual(json.loads(said), seen)
         self.assertEqual(done.returncode, 0)
 
     def test_commands(self) -> None:

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MESSAGE = b"Subject: hello\n\nThis is a message.\n"
+B = "b@example.com"
 
 
 class SendTests(SynchronousTestCase):
@@ -70,6 +71,56 @@ class SendTests(SynchronousTestCase):
             done = self.send("--to-host", self.to_host, "--file", file.name, "b@example.com")
         self.assertEqual(done.returncode, os.EX_OK, done.stderr)
         self.assertEqual(self.counts()["messages"], 1)
+
+    def test_from_a_pipe_that_is_filled_slowly(self) -> None:
+        """It is taken up before anything else is done, wherever it is named."""
+        for where in ("-", "fifo"):
+            path = where
+            if where == "fifo":
+                path = os.path.abspath(self.mktemp())
+                os.mkfifo(path)
+            sending = subprocess.Popen(
+                [sys.executable, "-m", "mailcache.cli", "send", "--to-host", self.to_host, "--file", path, B],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=self.environment,
+            )
+            assert sending.stdin is not None
+            writing = sending.stdin if where == "-" else open(path, "wb")  # noqa: SIM115
+            for line in MESSAGE.splitlines(keepends=True):
+                writing.write(line)
+                writing.flush()
+            writing.close()
+            assert sending.stdout is not None
+            sending.stdin.close()
+            with sending.stdout:
+                self.assertEqual(sending.stdout.read(18), b"b@example.com: 250")
+            self.assertEqual(sending.wait(60), os.EX_OK)
+        self.assertEqual(self.counts()["messages"], 2)
+
+    def test_from_a_file_as_standard_input(self) -> None:
+        """From where it stands."""
+        with tempfile.TemporaryFile() as file:
+            file.write(b"skipped" + MESSAGE)
+            file.flush()
+            os.lseek(file.fileno(), 7, os.SEEK_SET)
+            done = subprocess.run(
+                [sys.executable, "-m", "mailcache.cli", "send", "--to-host", self.to_host, B],
+                stdin=file,
+                capture_output=True,
+                env=self.environment,
+                timeout=60,
+            )
+        self.assertEqual(done.returncode, os.EX_OK, done.stderr)
+        self.assertEqual(self.counts()["messages"], 1)
+
+    def test_with_reports(self) -> None:
+        done = self.send("--to-host", self.to_host, "--notify", "success,delay", "--ret", "hdrs", "--envid", "a b", B)
+        self.assertEqual(done.returncode, os.EX_OK, done.stderr)
+        for wrong in (("--notify", "never,delay"), ("--ret", "all"), ("--envid", "\xe4")):
+            self.assertEqual(self.send("--to-host", self.to_host, *wrong, B).returncode, os.EX_USAGE)
+        counts = self.counts()
+        self.assertEqual((counts["messages"], counts["violations"]), (1, []))
 
     def test_without_a_keeper_it_goes_out_all_the_same(self) -> None:
         done = self.send("--to-host", self.to_host, "--cache", "/nonexistent/keeper.sock", "b@example.com")

@@ -447,7 +447,7 @@ class WrongInput(SynchronousTestCase):
         def sent(content: Any, **envelope: Any) -> Callable[[], object]:
             return lambda: deliver(bed.cache, bed.destination, Envelope(SENDER, [RECIPIENT], **envelope), content)
 
-        wanted = "content: bytes or a binary file is wanted, not "
+        wanted = "content: bytes, a binary file or an EmailMessage is wanted, not "
         binary = "content: a text file can't be sent: open it in binary mode ('rb')"
         self.check(
             [

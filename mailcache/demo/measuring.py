@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, FirstError, gatherResults
 
 from mailcache.delivery import deliver
 from mailcache.destination import Destination
-from mailcache.message import Envelope
+from mailcache.envelope import Envelope
 from mailcache.result import DeliveryError, UncertainDelivery
 
 MAX_MESSAGES = 100_000

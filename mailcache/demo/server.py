@@ -33,6 +33,7 @@ class Counts:
     handshakes: int
     messages: int
     violations: Sequence[str]
+    octets: int = 0
 
 
 class Server(Helper):

@@ -14,8 +14,8 @@ import attrs
 from twisted.internet.defer import Deferred
 
 from mailcache.destination import Destination, Endpoint
+from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.interfaces import ISession
-from mailcache.message import NO_NEEDS, Needs
 from mailcache.remote.borrowed import Borrowed
 
 

@@ -86,6 +86,7 @@ class Borrowed:
             on_cut(self)
 
         self.session.on_cut = cut
+        self.session.forget_last_reply()
 
     def granted(self, grant: Granted, destination: Destination, now: float) -> None:
         """A lease of it begins."""
@@ -93,6 +94,8 @@ class Borrowed:
         self.destination = destination
         self.lease_number = grant.lease
         self.granted_at = now
+        if session.uses != grant.uses:
+            session.forget_last_reply()
         session.uses = grant.uses
         session.rset_due = grant.rset_due
         self.max_uses = None if grant.uses_left is None else grant.uses + grant.uses_left

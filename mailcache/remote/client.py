@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults, succeed
@@ -13,11 +14,11 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mailcache.destination import Destination, Endpoint
+from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.interfaces import IPairs, ISession, ISessionCache
 from mailcache.lease import Lease
 from mailcache.limits import Limits, Timeouts
 from mailcache.memory import MemorySessionCache
-from mailcache.message import NO_NEEDS, Needs
 from mailcache.pool import closed_error
 from mailcache.remote import codec, commands
 from mailcache.remote.asking import Asked, Queue, Waiter, Waiting
@@ -31,6 +32,7 @@ from mailcache.remote.pairs import SocketPairs
 from mailcache.result import DeliveryError
 from mailcache.session import Session
 from mailcache.ticker import Ticker
+from mailcache.tokens import Tokens
 
 TICK, LINGER_TICK = 0.1, 0.005
 """Seconds between looks at deadlines, and at what lingers while anything does."""
@@ -90,6 +92,7 @@ class RemoteSessionCache:
         self._fallbacks = 0
         self._handed_on = 0
         self._link = Link(reactor, endpoint, self._pairs, self._now, self._linked, self._without_keeper)
+        self._tokens = Tokens(reactor, self._timeouts.auth)
         self._waiting = Waiting()
         self._borrowed: dict[int, Borrowed] = {}
         self._leased: set[Borrowed] = set()
@@ -119,6 +122,10 @@ class RemoteSessionCache:
         patience = self._wait_timeout if timeout is None else timeout
         if not isinstance(patience, (int, float)) or not 0 <= patience < float("inf"):
             raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
+        if destination.lineage is not None and destination.supplied and not self._closing:
+            # New tokens are noticed by the keeper, which knows nothing of suppliers.
+            again = partial(self.acquire, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
+            return self._tokens.with_token(destination, again)
         waiter = Waiter(destination, needs, fresh, avoid, self._now() + patience)
         waiter.granted = Deferred(lambda _: self._cancelled(waiter))
         if self._closing:
@@ -173,6 +180,7 @@ class RemoteSessionCache:
         self._closed.append(closed)
         if not self._closing:
             self._closing = True
+            self._tokens.close(closed_error())
             self._close_deadline = self._now() + CLOSE_LIMIT
             self._ticker.start()
             waiters = self._waiting.waiters()

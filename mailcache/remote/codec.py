@@ -85,7 +85,7 @@ def encode_destination(destination: Destination) -> bytes:
             "bind_address": destination.bind_address,
             "helo_name": destination.helo_name,
             "proxy": destination.proxy,
-            "credentials": None if credentials is None else [credentials.username, credentials.password],
+            "credentials": None if credentials is None else _credentials_fields(credentials),
             "tls": {
                 "level": policy.level,
                 "match": policy.match,
@@ -109,6 +109,11 @@ def encode_destination(destination: Destination) -> bytes:
     return data
 
 
+def _credentials_fields(credentials: Credentials) -> dict[str, Any]:
+    assert credentials.supplier is None, "the borrower asks the supplier of a token"
+    return attrs.asdict(credentials)
+
+
 def _text(pem: bytes | None) -> str | None:
     return None if pem is None else pem.decode("latin-1")
 
@@ -123,15 +128,19 @@ def decode_destination(data: bytes, uid: int | None) -> Destination:
     if fields.get("version") != VERSION:
         raise MalformedError(f"{what}: version {fields.get('version')!r} is not {VERSION}")
     _take(
-        fields, what, version=int, next_hop=str, protocol=str, namespace=str, bind_address=_TEXT, helo_name=_TEXT, proxy=_TEXT,
-        credentials=(list, type(None)), tls=dict, trust_anchors=_TEXT, client_certificate=_TEXT, one_flight=bool,
+        fields, what, version=int, next_hop=str, protocol=str, namespace=str, bind_address=_TEXT, helo_name=_TEXT,
+        proxy=_TEXT, credentials=(dict, type(None)), tls=dict, trust_anchors=_TEXT, client_certificate=_TEXT,
+        one_flight=bool,
     )  # fmt: skip
     tls = _take(
         fields["tls"], what, level=str, match=list, fingerprints=list, servername=_TEXT, min_version=str, ciphers=_TEXT
     )
-    pair = fields["credentials"]
-    if pair is not None and (len(pair) != 2 or not all(isinstance(part, str) for part in pair)):
-        raise MalformedError(f"{what}: the field 'credentials' has a wrong type")
+    credentials = fields["credentials"]
+    if credentials is not None:
+        _take(
+            credentials, f"{what}: credentials", username=str, password=_TEXT, token=_TEXT, external=bool,
+            mechanisms=(list, type(None)),
+        )  # fmt: skip
     try:
         policy = TLSPolicy(
             tls["level"],
@@ -148,11 +157,11 @@ def decode_destination(data: bytes, uid: int | None) -> Destination:
             bind_address=fields["bind_address"],
             helo_name=fields["helo_name"],
             proxy=fields["proxy"],
-            credentials=None if pair is None else Credentials(*pair),
             tls=policy,
             one_flight=fields["one_flight"],
         )
-        return destination.on_behalf(uid, _bytes(fields["trust_anchors"]), _bytes(fields["client_certificate"]))
+        destination = destination.on_behalf(uid, _bytes(fields["trust_anchors"]), _bytes(fields["client_certificate"]))
+        return destination if credentials is None else destination.with_credentials(Credentials(**credentials))
     except (ValueError, TypeError, AttributeError) as error:
         raise MalformedError(f"{what}: {error}") from error
 

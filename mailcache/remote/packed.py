@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 
 from mailcache.destination import Endpoint
-from mailcache.message import NO_NEEDS, Needs
+from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.remote.codec import MalformedError, endpoint_of
 
 MAX_AVOIDED = 64

@@ -19,7 +19,7 @@ MAX_COMMAND = 65_536
 
 _END = b"\r\n.\r\n"
 
-_MAIL, _RCPT, _DATA, _RSET, _DOT, _OTHER = range(6)
+_MAIL, _RCPT, _DATA, _RSET, _DOT, _LAST, _OTHER = range(7)
 _KINDS = {b"MAIL": _MAIL, b"RCPT": _RCPT, b"DATA": _DATA, b"RSET": _RSET, b"NOOP": _OTHER, b"VRFY": _OTHER}
 
 PASS, HOLD, CUT = "pass", "hold", "cut"
@@ -116,13 +116,13 @@ class Watch:
                 self.transactions += 1
             self._data_owed = kind == _DATA
         elif verb == b"BDAT":
-            self._owed.append(_OTHER)
             self.rset_due = True
-            size = line.split()[1:2]
-            if size and size[0].isdigit() and len(size[0]) < 20:
-                self._chunk = int(size[0])
-            else:
+            size, last = _chunk(line)
+            if size is None:
                 self._spoil("a BDAT without a size")
+            else:
+                self._owed.append(_LAST if last else _OTHER)
+                self._chunk = size
         else:
             # EHLO, AUTH, STARTTLS and the like make another session of it.
             self._spoil("a command that has no place in a transaction")
@@ -141,11 +141,16 @@ class Watch:
             if not self._owed:
                 self._spoil("a reply that was not asked for")
                 break
+            if self._chunk and self._owed[0] == _LAST:
+                self._spoil("a reply came before the end of content")
+                return PASS if reply.negative else CUT
             self._answered(self._owed.popleft(), reply)
         if self._parser.error is not None:
             self._spoil("what came is no reply")
         elif self._parser.pending and not self._owed:
             self._spoil("bytes that were not asked for")
+        elif self._parser.pending and self._chunk and self._owed[0] == _LAST:
+            return HOLD
         return PASS
 
     def _early(self, replies: list[Reply]) -> str:
@@ -176,8 +181,18 @@ class Watch:
             if _DOT not in self._owed:
                 self._parser.lenient = False
                 self.rset_due = self._refused
+        elif kind == _LAST:
+            self.rset_due = code != 250 or not self._accepted
         elif kind == _RSET and code == 250:
             self.rset_due = False
 
     def _spoil(self, why: str) -> None:
         self.spoiled = self.spoiled or why
+
+
+def _chunk(line: bytes) -> tuple[int | None, bool]:
+    """The size in a BDAT command, if there is one, and whether it is the last (RFC 3030)."""
+    _, *words = line.split()
+    if not words or not words[0].isdigit() or len(words[0]) >= 20:
+        return None, False
+    return int(words[0]), words[1:] == [b"LAST"]

@@ -1,7 +1,8 @@
 """``python -m mailcache.testing``: the scripted server on loopback, in a process of its own.
 
 It prints one line of JSON when it listens ("port", "certificate_authority" in PEM), serves until its standard input
-ends, and prints one more with what it has seen ("connections", "handshakes", "messages", "violations").
+ends, and prints one more with what it has seen ("connections", "handshakes", "messages",
+"octets" of their content, "violations").
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def main() -> None:
     parser.add_argument("--interface", default="127.0.0.1")
     parser.add_argument("--tls", choices=("starttls", "implicit", "none"), default="starttls")
     parser.add_argument("--size", type=int, default=52_428_800, help="octets of the largest message; 0: no limit")
+    parser.add_argument("--discard", action="store_true", help="count the content of messages, and do not keep it")
     options = parser.parse_args()
 
     from twisted.internet import reactor, stdio
@@ -34,7 +36,11 @@ def main() -> None:
     certificate = None if options.tls == "none" else authority.issue(addresses=(options.interface,))
     capabilities = [f"SIZE {options.size}" if word.startswith("SIZE ") else word for word in CAPABILITIES]
     server = SMTPServer(
-        loop, certificate=certificate, implicit_tls=options.tls == "implicit", capabilities=capabilities
+        loop,
+        certificate=certificate,
+        implicit_tls=options.tls == "implicit",
+        capabilities=capabilities,
+        keep_content=not options.discard,
     )
     server.listen(options.port, options.interface)
 
@@ -47,6 +53,7 @@ def main() -> None:
                     connections=server.connection_count,
                     handshakes=server.handshake_count,
                     messages=server.message_count,
+                    octets=sum(message.octets for message in server.messages),
                     violations=server.violations,
                 )
 

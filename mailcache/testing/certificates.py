@@ -52,7 +52,7 @@ class Issued:
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
     chain: tuple[x509.Certificate, ...] = ()
-    _creator: ServerTLS | None = attrs.field(default=None, init=False)
+    _creators: dict[bool, ServerTLS] = attrs.field(factory=dict, init=False)
 
     @property
     def certificate_pem(self) -> bytes:
@@ -86,11 +86,18 @@ class Issued:
             context.add_extra_chain_cert(above)
         return context
 
-    def server_creator(self) -> ServerTLS:
-        """The connection creator for a Twisted server; the same one, and so one context, at each call."""
-        if self._creator is None:
-            self._creator = ServerTLS(self.server_context())
-        return self._creator
+    def server_creator(self, ask: bool = False) -> ServerTLS:
+        """The connection creator for a Twisted server; the same one, and so one context, at each call.
+
+        @param ask: ask the client for a certificate, and take any, and none.
+        """
+        known = self._creators.get(ask)
+        if known is None:
+            context = self.server_context()
+            if ask:
+                context.set_verify(SSL.VERIFY_PEER, lambda *verdict: True)
+            known = self._creators[ask] = ServerTLS(context)
+        return known
 
 
 @attrs.define(eq=False, init=False)

@@ -9,14 +9,20 @@ _END = b"\r\n.\r\n"
 
 @attrs.define(eq=False)
 class DataContent:
-    """Content after a 354: until CRLF . CRLF and nothing less (RFC 5321 4.5.2)."""
+    """
+    Content after a 354: until CRLF . CRLF and nothing less (RFC 5321 4.5.2).
 
+    @ivar kept: it is held as a whole. What is not is counted, and nothing more is known of it.
+    """
+
+    kept: bool = True
     _octets: bytearray = attrs.field(factory=lambda: bytearray(b"\r\n"))  # as if a line had ended before it
+    _dropped: int = 0
 
     @property
     def received(self) -> int:
         """Octets so far."""
-        return len(self._octets) - 2
+        return self._dropped + len(self._octets) - 2
 
     def feed(self, data: bytes) -> bytes | None:
         """Take some more: what came behind the end if the end is there, else None."""
@@ -24,13 +30,19 @@ class DataContent:
         self._octets += data
         end = self._octets.find(_END, searched)
         if end < 0:
+            surplus = 0 if self.kept else len(self._octets) - len(_END)
+            if surplus > 0:
+                self._dropped += surplus
+                del self._octets[:surplus]
             return None
         behind = bytes(self._octets[end + len(_END) :])
         del self._octets[end + 2 :]
         return behind
 
     def content(self) -> bytes:
-        """What the client meant: without the dots that were added to its lines."""
+        """What the client meant: without the dots that were added to its lines. Nothing, if it is not kept."""
+        if not self.kept:
+            return b""
         return bytes(self._octets).replace(b"\r\n.", b"\r\n")[2:]
 
     def misplaced(self) -> str | None:

@@ -122,8 +122,8 @@ class Conversation(Receiving):
         lines = [self.server.hostname, *self.server.capabilities]
         if self.server.certificate is not None and not self.record.tls:
             lines.append("STARTTLS")
-        if self.server.users is not None and self.record.tls:
-            lines.append("AUTH PLAIN LOGIN")
+        if self.server.users is not None and (self.record.tls or self.server.auth_in_clear):
+            lines.append(" ".join(("AUTH", *self.server.mechanisms)))
         return b"".join(b"250-" + line.encode() + b"\r\n" for line in lines[:-1]) + (
             b"250 " + lines[-1].encode() + b"\r\n"
         )
@@ -173,7 +173,7 @@ class Conversation(Receiving):
         self.flush()
 
     def _auth(self, text: str, rest: str) -> None:
-        if not self.record.tls:
+        if not (self.record.tls or self.server.auth_in_clear):
             self.violation("AUTH in clear")
             self.queue(b"538 5.7.11 encryption required\r\n")
         elif self.record.user is not None or self.transaction is not None or not self._hello:
@@ -181,13 +181,19 @@ class Conversation(Receiving):
             self.queue(BAD_SEQUENCE)
         else:
             mechanism, _, initial = rest.partition(" ")
-            self._authentication = Authentication(self.queue, self._authenticated)
+            self._authentication = Authentication(
+                self.queue,
+                self._authenticated,
+                self.server.users or {},
+                self.server.mechanisms,
+                self.record.client_name,
+                self.violation,
+                self.server.challenge,
+            )
             self._authentication.begin(mechanism.upper(), initial.encode() if initial else None)
 
-    def _authenticated(self, user: str | None, password: str, refusal: bytes) -> None:
+    def _authenticated(self, user: str | None, right: bool, refusal: bytes) -> None:
         self._authentication = None
-        users = self.server.users or {}
-        right = user is not None and users.get(user) == password
         reply = b"235 2.7.0 welcome\r\n" if right else refusal
         self.answer(
             "auth",

@@ -61,7 +61,7 @@ class Receiving(FaultyStream):
         def accepted() -> None:
             nonlocal going_ahead
             going_ahead = True
-            self.content = DataContent()
+            self.content = DataContent(self.server.keep_content)
 
         def sent(octets: bytes, readable: bool) -> None:
             if going_ahead and self.server.take("content", self.record, only="silence"):
@@ -97,7 +97,7 @@ class Receiving(FaultyStream):
             misplaced = content.misplaced()
             if misplaced is not None:
                 self.violation(misplaced)
-            self._end_of_content(content.content())
+            self._end_of_content(content.content(), content.received)
             return True
         transaction = self.transaction
         if transaction is None or not transaction.recipients:
@@ -107,7 +107,7 @@ class Receiving(FaultyStream):
             return True
         transaction.chunks += content.content()
         if content.last:
-            self._end_of_content(bytes(transaction.chunks))
+            self._end_of_content(bytes(transaction.chunks), len(transaction.chunks))
         else:
             self.queue(b"250 2.0.0 %d octets\r\n" % content.received)
         return True
@@ -123,12 +123,12 @@ class Receiving(FaultyStream):
         self.flush()
         self.muted = True
 
-    def _end_of_content(self, content: bytes) -> None:
+    def _end_of_content(self, content: bytes, octets: int) -> None:
         if self.buffer:
             self.violation("octets behind the end of content")
         transaction, self.transaction = self.transaction, None
         if transaction is None or not transaction.recipients:
-            if content:
+            if octets:
                 self.violation(REFUSED_CONTENT)
             self.queue(_NO_RECIPIENTS)
             return
@@ -140,6 +140,7 @@ class Receiving(FaultyStream):
             transaction.parameters,
             transaction.recipient_parameters,
             content,
+            octets,
         )
         self.record.messages.append(message)
         self.server.messages.append(message)

@@ -24,6 +24,7 @@ class Connection:
     @ivar helo_name: what the client called itself last.
     @ivar user: who has authenticated.
     @ivar sni: the server name of the TLS handshake.
+    @ivar client_name: the common name of the client's certificate, if it was asked for one and has shown it.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Connection:
     helo_name: str | None = None
     user: str | None = None
     sni: str | None = None
+    client_name: str | None = None
 
 
 @attrs.define(eq=False)
@@ -53,7 +55,8 @@ class Message:
     @ivar recipients: those the server had accepted at RCPT.
     @ivar parameters: those of MAIL as they came, such as C{("SIZE=100", "BODY=8BITMIME")}.
     @ivar recipient_parameters: those of RCPT, by recipient.
-    @ivar content: its octets, dots unstuffed.
+    @ivar content: its octets, dots unstuffed; nothing if the server keeps no content.
+    @ivar octets: how many came, dots added.
     @ivar accepted: recipients the server has taken the responsibility for. With SMTP all or none.
     @ivar answered: recipients for whom a reply that can be read whole was handed to the transport, on a
         connection that the script did not break at that moment.
@@ -67,6 +70,7 @@ class Message:
     parameters: tuple[str, ...]
     recipient_parameters: dict[str, tuple[str, ...]]
     content: bytes = attrs.field(repr=lambda content: f"{len(content)} octets")
+    octets: int
     accepted: list[str] = attrs.field(factory=list)
     answered: list[str] = attrs.field(factory=list)
     reply: bytes = b""

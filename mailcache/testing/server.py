@@ -25,6 +25,7 @@ from twisted.internet.interfaces import (
 from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
+from mailcache.testing.authentication import MECHANISMS
 from mailcache.testing.certificates import Issued
 from mailcache.testing.conversation import Conversation
 from mailcache.testing.faults import NEEDS_TLS, TLS_POINTS, Fault
@@ -45,6 +46,9 @@ CAPABILITIES = (
 #: A 2xx or 3xx makes the server do what was asked. The argument is the address at "mail" and "rcpt", the
 #: sender (LMTP: the recipient) at "dot", the whole line at "ehlo" and "ehlo2", the user at "auth", else empty.
 Verdict = Callable[[str, str, Connection], bytes | None]
+
+#: Called with the mechanism and the octets of each challenge of AUTH; gives a reply in place of the right 334, or None.
+Challenge = Callable[[str, bytes], bytes | None]
 
 
 @attrs.define(eq=False)
@@ -86,20 +90,29 @@ class SMTPServer:
         lmtp: bool = False,
         capabilities: Iterable[str] = CAPABILITIES,
         users: Mapping[str, str] | None = None,
+        mechanisms: Iterable[str] = MECHANISMS,
+        auth_in_clear: bool = False,
         faults: Iterable[Fault] = (),
         hostname: str = "mx.test",
         verdict: Verdict | None = None,
+        challenge: Challenge | None = None,
         slow_delay: float = 5.0,
         drip_interval: float = 10.0,
         restart_seconds: float = 0.0,
+        keep_content: bool = True,
     ) -> None:
         """
         @param certificate: offer STARTTLS with it, or, with C{implicit_tls}, TLS from the first octet.
         @param lmtp: speak LMTP: LHLO, and a reply for each recipient.
-        @param users: passwords by name; offers AUTH PLAIN and LOGIN, under TLS only. None: no AUTH.
+        @param users: passwords or tokens by name; offers AUTH, under TLS only. None: no AUTH.
+        @param mechanisms: those that AUTH offers, of L{mailcache.testing.authentication.ALL_MECHANISMS}; with EXTERNAL,
+            clients are asked for a certificate, whose common name must be the user, or what C{users} has for it.
+        @param auth_in_clear: offer AUTH without TLS too.
+        @param challenge: see L{Challenge}.
         @param slow_delay: seconds that ``slow`` is late.
         @param drip_interval: seconds between two octets of ``drip``.
         @param restart_seconds: how long new connections are refused after ``restart``.
+        @param keep_content: hold the content of messages; else that of DATA is counted only, however large.
         """
         if implicit_tls and certificate is None:
             raise ValueError("TLS from the first octet needs a certificate")
@@ -110,11 +123,15 @@ class SMTPServer:
         self.capabilities = tuple(capabilities)
         self.keywords = {word.upper(): rest for word, _, rest in (each.partition(" ") for each in self.capabilities)}
         self.users = users
+        self.mechanisms = tuple(mechanisms)
+        self.auth_in_clear = auth_in_clear
+        self.challenge = challenge
         self.hostname = hostname
         self.verdict = verdict
         self.slow_delay = slow_delay
         self.drip_interval = drip_interval
         self.restart_seconds = restart_seconds
+        self.keep_content = keep_content
         self.factory: Factory = _Accepting(self)
         self.connections: list[Connection] = []
         self.messages: list[Message] = []

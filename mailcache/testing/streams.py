@@ -174,7 +174,10 @@ class FaultyStream(Protocol):
         """Put TLS in between, as its server."""
         assert self.server.certificate is not None
         factory = TLSMemoryBIOFactory(
-            self.server.certificate.server_creator(), False, _silent_factory(), self.server.reactor
+            self.server.certificate.server_creator("EXTERNAL" in self.server.mechanisms),
+            False,
+            _silent_factory(),
+            self.server.reactor,
         )
         # Without Twisted's buffer for small writes: what is written is on its way when the script goes on.
         self._tls = _ServerTLS(factory, self, False)  # type: ignore[no-untyped-call]
@@ -195,6 +198,8 @@ class FaultyStream(Protocol):
         self.record.handshakes += 1
         self.record.flights += 1
         self.record.sni = None if name is None else name.decode("ascii", "backslashreplace")
+        shown = connection.get_peer_certificate()
+        self.record.client_name = None if shown is None else shown.get_subject().CN
         self.server.note(self.record, f"TLS {connection.get_protocol_version_name()} for {self.record.sni}")
         self.tls_begun()
 

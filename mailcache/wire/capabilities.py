@@ -107,6 +107,12 @@ class Capabilities:
         """Those of a server that only knows HELO."""
         return cls()
 
+    def without(self, keyword: str) -> Capabilities:
+        """These as if the server did not name ``keyword``, which is in upper case."""
+        if keyword not in self.keywords:
+            return self
+        return Capabilities({name: words for name, words in self.keywords.items() if name != keyword})
+
     def has(self, keyword: str) -> bool:
         """Whether the server names this keyword, as a whole word and in any case."""
         return keyword.upper() in self.keywords

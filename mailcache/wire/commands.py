@@ -164,6 +164,11 @@ def rcpt(
     return _line(line, MAX_COMMAND)
 
 
+def bdat(size: int) -> bytes:
+    """The last chunk of a content, and its octets are to follow (RFC 3030)."""
+    return b"BDAT %d LAST\r\n" % size
+
+
 def auth(mechanism: str, initial: bytes | None) -> bytes:
     """
     AUTH (RFC 4954 section 4).

@@ -24,15 +24,16 @@ a reply that is missing or too many is noticed at the latest at DATA, before any
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from mailcache.wire.capabilities import Capabilities
 from mailcache.wire.commands import RSET as RSET_COMMAND
 from mailcache.wire.replies import Reply
 
-RSET, MAIL, RCPT, DATA, DOT, LONE_DOT = range(6)
-"""The kinds of expectation; also the order in which they come."""
+RSET, MAIL, RCPT, DATA, DOT, LONE_DOT, LAST = range(7)
+"""The kinds of expectation, in the order in which they come; the last is that of `mailcache.wire.one_flight`."""
 
-PHASES = ("rset", "mail", "rcpt", "data", "content", "data")
+PHASES = ("rset", "mail", "rcpt", "data", "content", "data", "content")
 """The phase's name for errors, by kind."""
 
 WAITING, COMMANDS, CONTENT, EMPTY, DONE, CUT = (
@@ -44,7 +45,11 @@ WAITING, COMMANDS, CONTENT, EMPTY, DONE, CUT = (
     "cut",
 )
 
-_RCPT_TAKEN = frozenset((250, 251, 252))
+RCPT_TAKEN = frozenset((250, 251, 252))
+
+_TOO_MANY_RECIPIENTS = (None, (4, 5, 3))
+"""The enhanced status of a 452 to RCPT that is about their number (RFC 5321 4.5.3.1.10, RFC 3463); other ones are about
+a full mailbox or disk."""
 
 
 class Transaction:
@@ -106,6 +111,7 @@ class Transaction:
         self._undecided: list[str] = []
         self.accepted = []
         self.rejected: dict[str, Reply] = {}
+        self.excess: list[str] = []
 
     # -- what to write -------------------------------------------------------------------------------------
 
@@ -144,6 +150,11 @@ class Transaction:
         return self.final is not None and len(self.accepted) + len(self.rejected) == len(self._recipients)
 
     @property
+    def doubtful(self) -> bool:
+        """Whether nobody could know, if it were cut now, if the message was taken."""
+        return self.content_written
+
+    @property
     def phase(self) -> str:
         """The name of where it stands: of the reply that cut it, else of the one that is owed next."""
         if self.content_begun:
@@ -171,12 +182,13 @@ class Transaction:
     def replies(self, replies: list[Reply]) -> None:
         """Take the replies that are owed next, no more than are owed; those behind a cut are not looked at."""
         owed = self._owed
+        handlers = self._handlers
         answered = self._answered
         for reply in replies:
             kind = owed[answered]
             answered += 1
             self._answered = answered
-            _HANDLERS[kind](self, reply)
+            handlers[kind](self, reply)
             if self.step == CUT:
                 break
 
@@ -215,7 +227,7 @@ class Transaction:
         code = reply.code
         recipient = self._recipients[self._recipient]
         self._recipient += 1
-        if code in _RCPT_TAKEN:
+        if code in RCPT_TAKEN:
             if self._mail_refused is None:
                 self.accepted.append(recipient)
             else:
@@ -224,13 +236,19 @@ class Transaction:
             self._unexpected("RCPT", reply)
             return
         elif self._mail_refused is None:
-            self.rejected[recipient] = reply
-            if len(self.rejected) == len(self._recipients):
-                self.final = reply
+            self._refuse(recipient, reply, self.accepted)
         if not self._pipelining:
             self.step = COMMANDS
             if self._kinds[self._position] == DATA and not self.accepted:
                 self.step = DONE
+
+    def _refuse(self, recipient: str, reply: Reply, taken: list[str]) -> None:
+        """``recipient`` is refused, after those in ``taken`` were accepted."""
+        self.rejected[recipient] = reply
+        if reply.code == 452 and taken and reply.enhanced in _TOO_MANY_RECIPIENTS:
+            self.excess.append(recipient)
+        if len(self.rejected) == len(self._recipients):
+            self.final = reply
 
     def _data(self, reply: Reply) -> None:
         code = reply.code
@@ -286,12 +304,5 @@ class Transaction:
         self.rejected.update(dict.fromkeys(recipients, reply))
         self.final = reply
 
-
-_HANDLERS: tuple[Callable[[Transaction, Reply], None], ...] = (
-    Transaction._rset,
-    Transaction._mail,
-    Transaction._rcpt,
-    Transaction._data,
-    Transaction._dot,
-    Transaction._lone_dot,
-)
+    _handlers: tuple[Callable[[Any, Reply], None], ...] = (_rset, _mail, _rcpt, _data, _dot, _lone_dot)
+    """By kind."""

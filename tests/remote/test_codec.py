@@ -53,6 +53,13 @@ class DestinationTests(SynchronousTestCase):
             Destination("unix:/run/lmtp", protocol="lmtp"),
             Destination("[192.0.2.1]", protocol="smtps", tls=TLSPolicy("fingerprint", fingerprints=("AB" * 32,))),
             Destination("example.com", tls=TLSPolicy("secure", min_version="TLSv1.3")),
+            Destination("example.com", credentials=Credentials("user", "", mechanisms=("PLAIN", "SCRAM-SHA-256"))),
+            Destination("example.com", credentials=Credentials("user", token="t0ken", mechanisms=["XOAUTH2"])),
+            Destination(
+                "example.com",
+                credentials=Credentials("", external=True),
+                client_certificate=stored(self, certificate().private_pem),
+            ),
         ):
             found = self.there(destination)
             self.assertEqual(found.identity, attrs.evolve(destination.identity, uid=UID))
@@ -98,6 +105,7 @@ class DestinationTests(SynchronousTestCase):
         """Every field: missing, of each wrong type; fields that are not known, at both levels."""
         fields: dict[str, Any] = json.loads(codec.encode_destination(full(self)))
         cases: list[tuple[dict[str, Any], str]] = [({**fields, "colour": "red"}, "colour")]
+        external = {**fields["credentials"], "password": None, "external": True}
         cases.append(({**fields, "tls": {**fields["tls"], "ca_file": "/etc/passwd"}}, "ca_file"))
         for name, value in fields.items():
             without = {other: each for other, each in fields.items() if other != name}
@@ -111,8 +119,18 @@ class DestinationTests(SynchronousTestCase):
             without = {other: each for other, each in fields["tls"].items() if other != name}
             cases.append(({**fields, "tls": without}, name))
         cases += [
-            ({**fields, "credentials": ["user"]}, "credentials"),
-            ({**fields, "credentials": ["user", 5]}, "credentials"),
+            ({**fields, "credentials": ["user", SECRET]}, "credentials"),
+            ({**fields, "credentials": {"username": "user", "password": SECRET}}, "credentials"),
+            ({**fields, "credentials": {**fields["credentials"], "supplier": "x"}}, "supplier"),
+            ({**fields, "credentials": {**fields["credentials"], "password": None}}, "password"),
+            ({**fields, "credentials": {**fields["credentials"], "password": 5}}, "password"),
+            ({**fields, "credentials": {**fields["credentials"], "token": SECRET}}, "not several of them"),
+            ({**fields, "credentials": {**fields["credentials"], "external": True}}, "not several of them"),
+            ({**fields, "credentials": {**fields["credentials"], "external": 0}}, "external"),
+            ({**fields, "credentials": {**fields["credentials"], "mechanisms": ["XOAUTH2"]}}, "mechanisms"),
+            ({**fields, "credentials": {**fields["credentials"], "mechanisms": [5]}}, "mechanisms"),
+            ({**fields, "credentials": {**fields["credentials"], "mechanisms": [[]]}}, "mechanisms"),
+            ({**fields, "client_certificate": None, "credentials": external}, "client_certificate"),
             ({**fields, "next_hop": "192.0.2.1"}, "next hop"),
             ({**fields, "protocol": "http"}, "protocol"),
             ({**fields, "namespace": ""}, "namespace"),

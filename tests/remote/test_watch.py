@@ -195,12 +195,24 @@ CASES = {
             said(MAIL + RCPT + b"BDAT 10\r\n12345"), said(b"\r\n.\r\n"), heard(OK + OK + OK),
             said(b"BDAT 4 LAST\r\nQUIT"), heard(OK),
         ),
-        rset_due=True,
+    ),
+    "BDAT LAST, refused": Case((said(MAIL + RCPT + b"BDAT 4 LAST\r\nabcd"), heard(OK * 2 + NO)), rset_due=True),
+    "BDAT LAST for nobody": Case((said(MAIL + RCPT + b"BDAT 4 LAST\r\nabcd"), heard(OK + NO * 2)), rset_due=True),
+    "BDAT LAST, answered before it is here": Case(
+        (said(MAIL + RCPT + b"BDAT 4 LAST\r\nab"), heard(OK * 2, OWED), heard(OK, SPOILED, CUT)), rset_due=True,
+        why="before the end",
+    ),
+    "BDAT LAST, half a reply before it is here": Case(
+        (said(MAIL + RCPT + b"BDAT 4 LAST\r\nab"), heard(OK * 2, OWED), heard(b"250 o", OWED, HOLD)), rset_due=True
+    ),
+    "BDAT LAST, refused before it is here": Case(
+        (said(MAIL + RCPT + b"BDAT 4 LAST\r\nab"), heard(OK * 2, OWED), heard(NO, SPOILED)), rset_due=True,
+        why="before the end",
     ),
     "BDAT, not all of its bytes": Case(
         (said(MAIL + RCPT + b"BDAT 10\r\n123"), heard(OK * 3, OPEN), said(b"4567890", CLEAN)), rset_due=True
     ),
-    "BDAT of nothing": Case((said(MAIL + RCPT + b"BDAT 0 LAST\r\n"), heard(OK * 3)), rset_due=True),
+    "BDAT of nothing": Case((said(MAIL + RCPT + b"BDAT 0 LAST\r\n"), heard(OK * 3))),
     "BDAT without a size": Case((said(b"BDAT LAST\r\n", SPOILED),), transactions=0, rset_due=True, why="a size"),
     "BDAT of less than nothing": Case((said(b"BDAT -1\r\n", SPOILED),), transactions=0, rset_due=True, why="a size"),
     "BDAT beyond counting": Case(
@@ -213,7 +225,7 @@ class TableTests(SynchronousTestCase):
     """Each case as it stands, each of its steps in two pieces at every place, and byte by byte."""
 
     def check_step(self, watch: Watch, step: Step, pieces: Iterable[bytes]) -> None:
-        in_content = watch._in_content
+        in_content = watch._in_content or watch._chunk > 0
         done = []
         for piece in pieces:
             if step.todo is None:

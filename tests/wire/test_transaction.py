@@ -327,6 +327,28 @@ class Replies(SynchronousTestCase):
             assert transaction.final is not None
             self.assertEqual(transaction.final.code, last, codes)
 
+    def test_too_many_recipients_are_told_apart_from_other_refusals(self) -> None:
+        """452 about their number, behind one who was accepted (RFC 5321 4.5.3.1.10)."""
+        many, bare, full, disk = (Reply.make(452, text) for text in ("4.5.3 many", "many", "4.2.2 full", "4.3.1 disk"))
+        taken, later, no = Reply.make(250), Reply.make(450, "4.5.3 later"), Reply.make(552, "5.5.3 many")
+        for replies, excess in (
+            ([taken, many], [TWO]),
+            ([taken, bare], [TWO]),
+            ([taken, full], []),
+            ([taken, disk], []),
+            ([taken, later], []),
+            ([taken, no], []),
+            ([many, taken], []),
+            ([many, many], []),
+        ):
+            for capabilities in (PIPELINING, LOCKSTEP):
+                transaction = begin(capabilities)
+                for reply in (Reply.make(250), *replies):
+                    follow(transaction)
+                    transaction.replies([reply])
+                self.assertEqual(transaction.excess, excess)
+                self.assertEqual(codes_of(transaction.rejected).keys() >= set(excess), True)
+
     def test_an_early_reply_ends_it(self) -> None:
         """While content is still being written: a refusal is the verdict, and anything else is none."""
         for code, rejected, decided in (

@@ -1,0 +1,1 @@
+"""What stands behind the front that stock senders of Twisted talk to."""
