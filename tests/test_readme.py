@@ -67,3 +67,9 @@ class ReadmeTests(SynchronousTestCase):
         self.assertIn("docs/design.md", links)
         for link in links:
             self.assertTrue((ROOT / link).is_file(), link)
+
+    def test_pages(self) -> None:
+        """It leads to every page of docs/ but the index, which is for readers of what Sphinx has built."""
+        links = re.findall(r"\]\(docs/([^)]+)\)", (ROOT / "README.md").read_text())
+        pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+        self.assertEqual(sorted(links), sorted(pages))
