@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 
-from mailcache import demo, sending
+from mailcache import controlling, demo, sending, showing
 from mailcache.trust.policy import LEVELS
 
 ARGPARSE_ERROR = 2
@@ -45,28 +45,28 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     commands = whole.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    showing = commands.add_parser(
+    demonstrating = commands.add_parser(
         "demo",
         help="send mail to a server of its own on loopback, with and without kept sessions, and compare",
         description="Send mail to a server of its own on loopback, first with a connection for each message, "
         "then over kept sessions, then from four processes that share the sessions of a keeper, and show what each "
         "has cost. Nothing leaves this machine.",
     )
-    showing.add_argument(
+    demonstrating.add_argument(
         "--messages",
         type=_whole(1, demo.MAX_MESSAGES),
         default=1000,
         metavar="N",
         help="how many are sent in each way (default: %(default)s)",
     )
-    showing.add_argument(
+    demonstrating.add_argument(
         "--senders",
         type=_whole(1, demo.MAX_SENDERS),
         default=4,
         metavar="N",
         help="how many send at a time, in each way (default: %(default)s)",
     )
-    showing.set_defaults(run=lambda options: demo.run(options.messages, options.senders, sys.stdout, sys.stderr))
+    demonstrating.set_defaults(run=lambda options: demo.run(options.messages, options.senders, sys.stdout, sys.stderr))
 
     to_send = commands.add_parser(
         "send",
@@ -87,6 +87,38 @@ def parser() -> argparse.ArgumentParser:
     to_send.add_argument("--envid", metavar="ID", help="what reports are to name the message by")
     to_send.add_argument("--cache", metavar="SOCKET", help="the socket of a keeper to borrow a session from")
     to_send.set_defaults(run=_send)
+
+    checking = commands.add_parser(
+        "check",
+        help="check a keeper's configuration file",
+        description="Check a keeper's configuration file, with the files that it names, as the keeper would read it. "
+        "The exit status is 0 if it is fine, else 78, with a line for each error.",
+    )
+    checking.add_argument("file", metavar="FILE")
+    checking.set_defaults(run=lambda options: controlling.check(options.file, sys.stdout, sys.stderr))
+
+    reloading = commands.add_parser(
+        "reload",
+        help="have a keeper read its configuration file again",
+        description="Have a keeper read its configuration file again, as SIGHUP does. Its log says what came of it. "
+        "It takes the keeper's own user, or root.",
+    )
+    reloading.add_argument(
+        "--cache", default=controlling.SOCKET, metavar="SOCKET", help="the keeper's socket (default: %(default)s)"
+    )
+    reloading.set_defaults(run=lambda options: controlling.reload(options.cache, sys.stdout))
+
+    to_show = commands.add_parser(
+        "show",
+        help="show what a running keeper has kept and saved",
+        description="Show the counts of a running keeper, and what it has saved by destination: of all users to root "
+        "and to the keeper's own, to others of their own.",
+    )
+    to_show.add_argument(
+        "--cache", default=controlling.SOCKET, metavar="SOCKET", help="the keeper's socket (default: %(default)s)"
+    )
+    to_show.add_argument("--json", action="store_true", help="print JSON")
+    to_show.set_defaults(run=lambda options: showing.run(options.cache, options.json, sys.stdout, sys.stderr))
     return whole
 
 

@@ -79,8 +79,9 @@ class ISessionCache(Interface):
         """
 
     def statistics() -> Deferred[dict[str, Any]]:
-        """Fires counts: numbers under "leased", "idle", "opening", "waiting", "hits", "handshakes", "fallbacks";
-        dicts by reason under "misses" and "evictions"."""
+        """Fires counts: numbers under "leased", "idle", "opening", "waiting", "hits", "handshakes", "fallbacks", and of
+        the leases that have ended under "transactions", "saved_handshakes" and "saved_seconds"; dicts by reason under
+        "misses" and "evictions"."""
 
     def close() -> Deferred[None]:
         """End everything: idle sessions now, leased ones after their transaction (with a limit), those who wait with

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import attrs
 
+from mailcache.accounts import Account
 from mailcache.destination import Destination, Endpoint, SessionKey
 from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.result import DeliveryError
@@ -38,6 +39,7 @@ class Kept(Protocol):
     evidence: Evidence
     uses: int
     instead_of_tls: bool
+    setup_seconds: float
 
 
 class Candidate:
@@ -86,10 +88,13 @@ class Member:
     :ivar request: while it is being opened, whom that is for; while it is being closed, who waits for its place.
     :ivar began: when its opening began.
     :ivar verdict: why it is trusted by its last borrower.
+    :ivar account: where its last lease is counted.
+    :ivar uses_before: how many uses its session had when that began.
     """
 
     __slots__ = (
         "_verdicts",
+        "account",
         "began",
         "candidate",
         "destination",
@@ -100,6 +105,7 @@ class Member:
         "request",
         "session",
         "state",
+        "uses_before",
         "verdict",
     )
 
@@ -115,6 +121,8 @@ class Member:
         self.idle_until = 0.0
         self.max_uses: int | None = None
         self.verdict = NOT_JUDGED
+        self.account: Account | None = None
+        self.uses_before = 0
         self._verdicts: dict[Requirement, Verdict] = {}
 
     def serves(self, candidate: Candidate, needs: Needs, now: float, wall: Callable[[], float]) -> bool:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import attrs
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mailcache.accounts import Account, Whose
 from mailcache.connection import Connection, Cut
 from mailcache.destination import Destination, Endpoint
 from mailcache.envelope import NO_NEEDS, Needs
@@ -77,6 +79,7 @@ class MemorySessionCache:
         self._opener = Opener(reactor, self._timeouts, self._now, time.time, self._connection_gone, proxies)
         self._ticker = Ticker(reactor, interval_for(self._limits, self._timeouts), self._tick)
         self._tokens = Tokens(reactor, self._timeouts.auth)
+        self._timeouts_of: Callable[[Destination], Timeouts] | None = None
         self._connections: dict[Connection, Member] = {}
         self._openings: dict[Member, Deferred[Session]] = {}
         self._lookups: dict[Destination, Deferred[Route]] = {}
@@ -125,6 +128,7 @@ class MemorySessionCache:
 
     def statistics(self) -> Deferred[dict[str, Any]]:
         pool = self._pool
+        total = pool.accounts.total()
         return succeed(
             {
                 "leased": pool.count(LEASED),
@@ -136,8 +140,19 @@ class MemorySessionCache:
                 "fallbacks": 0,
                 "misses": dict(pool.misses),
                 "evictions": dict(pool.evictions),
+                "transactions": total.transactions,
+                "saved_handshakes": total.saved_handshakes,
+                "saved_seconds": total.saved_seconds,
             }
         )
+
+    def accounts(self) -> list[tuple[Whose, Account]]:
+        """What keeping sessions has saved, by destination; for as many of these as there is room."""
+        return self._pool.accounts.rows()
+
+    def interval(self) -> dict[str, int]:
+        """What has happened since this was asked the last time; see `mailcache.pool.Pool.interval`."""
+        return self._pool.interval()
 
     def close(self, limit: float = CLOSE_LIMIT) -> Deferred[None]:
         """See `mailcache.interfaces.ISessionCache`.
@@ -161,6 +176,39 @@ class MemorySessionCache:
     def watch(self, session_gone: Callable[[Session], None]) -> None:
         """Have ``session_gone`` called with each session whose socket is closed."""
         self._watchers.append(session_gone)
+
+    # -- configuration -----------------------------------------------------------------------------------------
+
+    def reconfigure(
+        self,
+        limits: Limits,
+        timeouts: Timeouts,
+        limits_of: Callable[[Destination], Limits] | None = None,
+        timeouts_of: Callable[[Destination], Timeouts] | None = None,
+        interval: float | None = None,
+    ) -> None:
+        """Have other limits from now on. What is open stays as it is: see `retire`.
+
+        :param limits_of: gives the limits of a destination: how many sessions it may have, and how they are kept.
+        :param timeouts_of: gives the time limits of sessions that are opened for a destination.
+        :param interval: seconds between looks at what is late; ``None`` follows from ``limits`` and ``timeouts``.
+        """
+        self._limits = limits
+        self._timeouts = timeouts
+        self._timeouts_of = timeouts_of
+        self._opener = attrs.evolve(self._opener, timeouts=timeouts)
+        self._ticker.stop()
+        self._ticker = Ticker(self.clock, interval or interval_for(limits, timeouts), self._tick)
+        if not self._pool.empty or self._connections:
+            self._ticker.start()
+        self._carry_out(self._pool.reconfigure(limits, limits_of, self._now()))
+
+    def retire(self, outdated: Callable[[Destination], bool], reason: str) -> None:
+        """End the sessions of those destinations: idle ones now, the others when they are released.
+
+        :param reason: what they are counted under, as evictions.
+        """
+        self._carry_out(self._pool.retire_all(lambda member: outdated(member.destination), reason))
 
     # -- leases ------------------------------------------------------------------------------------------------
 
@@ -266,7 +314,10 @@ class MemorySessionCache:
 
     def _open(self, member: Member) -> None:
         candidate = member.candidate
-        opening = self._opener.open(
+        opener = self._opener
+        if self._timeouts_of is not None:
+            opener = attrs.evolve(opener, timeouts=self._timeouts_of(member.destination))
+        opening = opener.open(
             member.destination,
             candidate.hop,
             candidate.key,

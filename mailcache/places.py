@@ -18,6 +18,7 @@ class Places:
     :ivar unused: all idle ones, the longest unused first.
     :ivar closing: those that are being closed.
     :ivar openings: how many are being opened.
+    :ivar most: the most destinations, endpoints and members that there were at one time.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -26,10 +27,17 @@ class Places:
         self.unused: dict[Member, None] = {}
         self.closing: dict[Member, None] = {}
         self.openings = 0
+        self.most = (0, 0, 0)
         self._limits = limits
+        self._limits_of: Callable[[Destination], Limits] | None = None
         self._at_destination: Counter[Destination] = Counter()
         self._at_endpoint: Counter[Endpoint] = Counter()
         self._openings_by: Counter[Hashable] = Counter()
+
+    def reconfigure(self, limits: Limits, limits_of: Callable[[Destination], Limits] | None) -> None:
+        """Have other limits from now on; see `Pool.reconfigure`."""
+        self._limits = limits
+        self._limits_of = limits_of
 
     # -- counts ------------------------------------------------------------------------------------------------
 
@@ -37,13 +45,18 @@ class Places:
         """How many are in ``state``."""
         return sum(member.state == state for member in self.members)
 
+    def sizes(self) -> tuple[int, int, int]:
+        """How many destinations, endpoints and members there are."""
+        return len(self._at_destination), len(self._at_endpoint), len(self.members)
+
     def room(self) -> bool:
         """Whether there may be one more."""
         return len(self.members) < self._limits.sessions
 
     def room_for(self, destination: Destination) -> bool:
         """Whether ``destination`` may have one more."""
-        return self._at_destination[destination] < self._limits.sessions_per_destination
+        limits = self._limits if self._limits_of is None else self._limits_of(destination)
+        return self._at_destination[destination] < limits.sessions_per_destination
 
     def room_at(self, endpoint: Endpoint) -> bool:
         """Whether ``endpoint`` may have one more."""
@@ -79,6 +92,8 @@ class Places:
         self._openings_by[candidate.way] += 1
         self._openings_by[candidate.subject] += 1
         self.openings += 1
+        now = self.sizes()
+        self.most = (max(self.most[0], now[0]), max(self.most[1], now[1]), max(self.most[2], now[2]))
 
     def lease(self, member: Member, destination: Destination) -> None:
         """``member`` goes to a borrower of ``destination``."""
@@ -94,7 +109,7 @@ class Places:
         """``member`` is idle from now on, for as long as the limits allow."""
         if member.state == OPENING:
             self._leave(member)
-        limits = self._limits
+        limits = self._limits if self._limits_of is None else self._limits_of(member.destination)
         by_domain = member.destination.hop.kind == "domain"
         member.idle_until = now + (limits.idle_timeout_mx if by_domain else limits.idle_timeout)
         member.state = IDLE

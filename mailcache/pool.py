@@ -25,6 +25,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 
+from mailcache.accounts import Account, Accounts
 from mailcache.choosing import choose, may_wait, no_place
 from mailcache.demand import Demand
 from mailcache.destination import Destination, Endpoint, Identity
@@ -52,6 +53,7 @@ from mailcache.result import DeliveryError
 from mailcache.routes import Routes
 from mailcache.routing.health import Health
 from mailcache.routing.route import Route
+from mailcache.trust.evidence import CLEAR
 from mailcache.trust.opportunism import PATIENCE
 from mailcache.waiting import Queues, claim, disown, own
 
@@ -80,12 +82,16 @@ class Pool:
         self.hits = 0
         self.misses: Counter[str] = Counter()
         self.evictions: Counter[str] = Counter()
+        self.accounts = Accounts()
+        self._moved = 0
+        self._before = (0, 0, 0)
         self._wall = wall
         self._spread = spread
         self._routes = Routes()
         self._waiting = Queues()
         self._places = Places(limits)
-        self._retired: set[Member] = set()
+        self._retired: dict[Member, str] = {}
+        self._of_destination: Callable[[Destination], Limits] | None = None
         self._demand = Demand() if limits.keep == "busy" else None
         self._matching = Matching(self._places, self._waiting, self._routes, wall)
         self._known = self._routes.known
@@ -102,6 +108,23 @@ class Pool:
     def waiting(self) -> int:
         """How many requests have no session yet."""
         return self._waiting.size
+
+    def interval(self) -> dict[str, int]:
+        """What has happened since this was asked the last time: hits of sessions that were kept for the same
+        destination, and for another; misses; and the most destinations, addresses and sessions at one time."""
+        now = (self.hits, self._moved, self.misses.total())
+        hits, moved, misses = (count - before for count, before in zip(now, self._before, strict=True))
+        destinations, addresses, connections = self._places.most
+        self._before = now
+        self._places.most = self._places.sizes()
+        return {
+            "by_destination": max(0, hits - moved),
+            "by_address": moved,
+            "misses": misses,
+            "destinations": destinations,
+            "addresses": addresses,
+            "connections": connections,
+        }
 
     @property
     def empty(self) -> bool:
@@ -127,10 +150,8 @@ class Pool:
                     member.destination is destination
                     or (not self._queues and self._matching.may_move(member, destination))
                 ):
-                    self._places.lease(member, destination)
                     self.hits += 1
-                    if self._demand is not None:
-                        self._demand.began(destination, now)
+                    self._lease(member, destination, now).hits += 1
                     return member
         return None
 
@@ -190,9 +211,10 @@ class Pool:
     def opened(self, member: Member, session: Kept, now: float) -> list[Action]:
         """The session of ``member`` is ready."""
         member.session = session
+        self.accounts.of(member.destination).opened(session.evidence is not CLEAR)
         if member.state != OPENING:
             return [Close(member, "no longer wanted")]
-        limits = self.limits
+        limits = self._limits_of(member.destination)
         candidate = member.candidate
         self.health.worked(candidate.way)
         self.health.worked(candidate.subject)
@@ -206,7 +228,7 @@ class Pool:
         disown(member)
         first = self._matching.first_served(member, now)
         if first is None and member in self._retired:
-            return [self._evict(member, "token")]
+            return [self._evict(member, self._retired[member])]
         if first is None:
             return [*self._park(member, now), *self._plan(now)]
         return [self._grant(first, member, now), *self._plan(now)]
@@ -238,12 +260,15 @@ class Pool:
         assert session is not None
         if self._demand is not None:
             self._demand.ended(member.destination, now)
+        if member.account is not None:
+            tls = session.evidence is not CLEAR
+            member.account.used(member.uses_before, session.uses, tls, session.setup_seconds)
         if not reusable:
             return [self._evict(member, "discarded")]
         if self.closed or member.expires_at <= now:
             return [self._evict(member, "closing" if self.closed else "age")]
         if self._retired and member in self._retired:
-            return [self._evict(member, "token")]
+            return [self._evict(member, self._retired[member])]
         if member.max_uses is not None and session.uses >= member.max_uses:
             return [self._evict(member, "uses")]
         if not self._queues:
@@ -272,7 +297,7 @@ class Pool:
         """The socket of ``member`` is closed: its place is free."""
         disown(member)
         self._places.remove(member)
-        self._retired.discard(member)
+        self._retired.pop(member, None)
         return self._plan(now)
 
     def retire(self, identity: Identity) -> list[Action]:
@@ -280,14 +305,34 @@ class Pool:
 
         Who asks for it again all the same gets new sessions.
         """
+        return self.retire_all(lambda member: member.candidate.key.identity == identity, "token")
+
+    def retire_all(self, outdated: Callable[[Member], bool], reason: str) -> list[Action]:
+        """End those of the members that are ``outdated``, for ``reason``: as `retire` does."""
         actions: list[Action] = []
         for member in tuple(self._places.members):
-            if member.candidate.key.identity == identity:
+            if outdated(member):
                 if member.state == IDLE:
-                    actions.append(self._evict(member, "token"))
+                    actions.append(self._evict(member, reason))
                 else:
-                    self._retired.add(member)
+                    self._retired[member] = reason
         return actions
+
+    def reconfigure(
+        self, limits: Limits, limits_of: Callable[[Destination], Limits] | None, now: float
+    ) -> list[Action]:
+        """Other limits hold from now on; what is open beyond them stays until it ends.
+
+        :param limits_of: gives the limits of a destination, of which those count that are its own.
+        """
+        self.limits = limits
+        self._of_destination = limits_of
+        self._places.reconfigure(limits, limits_of)
+        if limits_of is None and limits.keep != "busy":
+            self._demand = None
+        elif self._demand is None:
+            self._demand = Demand()
+        return self._plan(now)
 
     # -- time and end ------------------------------------------------------------------------------------------
 
@@ -330,22 +375,41 @@ class Pool:
 
     def _grant(self, request: Request, member: Member, now: float) -> Grant:
         assert member.session is not None
-        if member.session.uses or member.state == IDLE:
+        hit = member.session.uses or member.state == IDLE
+        account = self._lease(member, request.destination, now)
+        if hit:
             self.hits += 1
+            account.hits += 1
         else:
             self.misses[request.miss] += 1
-        self._places.lease(member, request.destination)
-        if self._demand is not None:
-            self._demand.began(request.destination, now)
+            account.misses[request.miss] += 1
         self._waiting.remove(request)
         return Grant(request, member)
 
     def _park(self, member: Member, now: float) -> list[Action]:
         """Nobody wants ``member`` now: it is kept, unless that is done on demand and there is none."""
-        if self._demand is not None and not self._demand.busy(member.destination):
+        demand, destination = self._demand, member.destination
+        if demand is not None and self._limits_of(destination).keep == "busy" and not demand.busy(destination):
             return [self._evict(member, "demand")]
         self._places.park(member, now)
         return []
+
+    def _limits_of(self, destination: Destination) -> Limits:
+        return self.limits if self._of_destination is None else self._of_destination(destination)
+
+    def _lease(self, member: Member, destination: Destination, now: float) -> Account:
+        """``member`` goes to a borrower of ``destination``, whose account this gives."""
+        assert member.session is not None
+        account = member.account
+        if account is None or account.closed or member.destination is not destination:
+            account = member.account = self.accounts.of(destination)
+        member.uses_before = member.session.uses
+        if member.destination is not destination and member.destination != destination:
+            self._moved += 1
+        self._places.lease(member, destination)
+        if self._demand is not None:
+            self._demand.began(destination, now)
+        return account
 
     def _evict(self, member: Member, reason: str) -> Close:
         self.evictions[reason] += 1
@@ -365,6 +429,7 @@ class Pool:
 
     def _give_up(self, request: Request, error: DeliveryError) -> Fail:
         self.misses[request.miss] += 1
+        self.accounts.of(request.destination).misses[request.miss] += 1
         self._waiting.remove(request)
         return Fail(request, error)
 

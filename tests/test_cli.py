@@ -9,7 +9,8 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from mailcache import cli, demo
+from mailcache import cli, controlling, demo
+from tests.helpers import stored
 
 
 class CommandTests(SynchronousTestCase):
@@ -86,3 +87,33 @@ class CommandTests(SynchronousTestCase):
     def test_interrupted(self) -> None:
         self.pretend(KeyboardInterrupt())
         self.assertEqual(self.call("demo"), (130, "", ""))
+
+    def test_check(self) -> None:
+        """A file that is fine, and one that has errors: a line for each, and the status of sysexits.h."""
+        path = stored(self, b"[limits]\nsessions = 7\n")
+        status, out, errors = self.call("check", path)
+        self.assertEqual((status, errors), (0, ""))
+        self.assertTrue(out.startswith(f"{path}: fine\n"))
+        self.assertIn("sessions: 7 at most", out)
+        path = stored(self, b"[limits]\nsessions = 0\ncolour = 1\n")
+        status, out, errors = self.call("check", path)
+        self.assertEqual((status, out), (78, ""))
+        first, second = errors.splitlines()
+        self.assertTrue(first.startswith(f"{path}:2: limits.sessions: "))
+        self.assertTrue(second.startswith(f"{path}:3: limits.colour: "))
+        status, out, errors = self.call("check", self.mktemp())
+        self.assertEqual((status, out, errors.count("\n")), (78, "", 1))
+
+    def test_reload(self) -> None:
+        """The socket is the usual one unless another is named."""
+        for arguments, path in (((), controlling.SOCKET), (("--cache", "/x"), "/x")):
+            reload = mock.Mock(return_value=0)
+            self.patch(controlling, "reload", reload)
+            self.assertEqual(self.call("reload", *arguments)[0], 0)
+            self.assertEqual(reload.call_args.args[0], path)
+
+    def test_reload_without_keeper(self) -> None:
+        path = self.mktemp()
+        status, out, errors = self.call("reload", "--cache", path)
+        self.assertEqual((status, out), (1, ""))
+        self.assertEqual(errors, f"mailcache reload: {path}: no keeper answers there: No such file or directory\n")

@@ -186,7 +186,7 @@ class ReferenceTests(SynchronousTestCase):
         self.check("api_testing.md", testing)
 
     def test_every_page_is_in_the_index(self) -> None:
-        listed = re.findall(r"(?m)^([a-z_]+)$", "".join(block.text for block in blocks("index.md", "{toctree}")))
+        listed = re.findall(r"(?m)^([a-z_-]+)$", "".join(block.text for block in blocks("index.md", "{toctree}")))
         self.assertEqual(sorted(f"{name}.md" for name in listed), sorted(set(PAGES) - {"index.md"}))
 
 

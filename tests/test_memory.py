@@ -93,6 +93,9 @@ class StatisticsTests(Memory, SynchronousTestCase):
                 "fallbacks": 0,
                 "misses": {"route": 2, "none idle": 1},
                 "evictions": {"uses": 1, "reset": 2},
+                "transactions": 4,
+                "saved_handshakes": 1,
+                "saved_seconds": 0.0,
             },
         )
 

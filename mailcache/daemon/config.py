@@ -1,62 +1,116 @@
-"""The keeper's configuration file: TOML, checked as a whole, each error named by its key."""
+"""The keeper's configuration file: TOML, checked as a whole, each error in a line that names its place and its key."""
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
-from typing import Any, TypeVar
+from collections.abc import Iterable
 
-import attrs
-
+from mailcache.daemon import config_tables as tables
+from mailcache.daemon.config_reading import Problems, Table
 from mailcache.limits import Limits, Timeouts
+from mailcache.remote.configuration import Configuration, Pattern, Rule
 
-_T = TypeVar("_T")
+__all__ = ["Configuration", "ConfigurationError", "load", "summary"]
+
+MAX_FILE = 4 * 1024 * 1024
+"""Bytes of a configuration file."""
 
 
 class ConfigurationError(ValueError):
-    """What is wrong with the file; the text names the file, the key, and what would be right."""
+    """What is wrong with the file.
 
+    :ivar lines: one for each error: "FILE:LINE: KEY: what is wrong; what would be right".
+    """
 
-@attrs.frozen
-class Configuration:
-    """What a keeper is configured to do."""
-
-    limits: Limits = attrs.Factory(Limits)
-    timeouts: Timeouts = attrs.Factory(Timeouts)
-
-
-_TABLES: dict[str, Any] = {"limits": Limits, "timeouts": Timeouts}
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = tuple(lines)
+        super().__init__("\n".join(self.lines))
 
 
 def load(path: str) -> Configuration:
-    """The configuration in the file at ``path``.
+    """The configuration in the file at ``path``, with what is in the files that it names.
 
     :raises ConfigurationError: if it can't be read, is no TOML, has an unknown key or a wrong value.
     """
+    text, values = _read(path)
+    problems = Problems(path, text)
+    found = _configuration(path, Table(problems, (), values))
+    if problems.lines:
+        raise ConfigurationError(problems.lines)
+    return found
+
+
+def _read(path: str) -> tuple[str, dict[str, object]]:
     try:
         with open(path, "rb") as file:
-            tables = tomllib.load(file)
+            content = file.read(MAX_FILE + 1)
     except OSError as error:
-        raise ConfigurationError(f"{path}: can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: no TOML: {error}") from error
-    for name in tables:
-        if name not in _TABLES:
-            raise ConfigurationError(f"{path}: [{name}] is not known; there are {_list(_TABLES)}")
-    return Configuration(**{name: _table(path, name, kind, tables.get(name, {})) for name, kind in _TABLES.items()})
-
-
-def _table(path: str, name: str, kind: type[_T], values: Any) -> _T:
-    if not isinstance(values, dict):
-        raise ConfigurationError(f"{path}: {name} is a table: write [{name}]")
-    known = [field.name for field in attrs.fields(kind)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            raise ConfigurationError(f"{path}: {key} in [{name}] is not known; there are {_list(known)}")
+        raise ConfigurationError([f"{path}: can't be read: {error.strerror}"]) from error
+    if len(content) > MAX_FILE:
+        raise ConfigurationError([f"{path}: has more than {MAX_FILE} bytes; it is no configuration"])
     try:
-        return kind(**values)
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: [{name}] {error}") from error
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise ConfigurationError([f"{path}:{line}: no TOML: a byte that is not UTF-8; write it as UTF-8"]) from error
+    try:
+        return text, tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        place = re.search(r" \(at line (\d+), column \d+\)", str(error))
+        if place is not None:
+            line, said = int(place[1]), str(error).replace(place[0], "")
+        else:
+            # It is the end of the text where something is missing.
+            line, said = 1 + text.rstrip("\n").count("\n"), re.sub(r" \(at end of document\)", "", str(error))
+        raise ConfigurationError([f"{path}:{line}: no TOML: {said}"]) from error
 
 
-def _list(names: Any) -> str:
-    return ", ".join(names)
+def _configuration(path: str, top: Table) -> Configuration:
+    folder = os.path.dirname(os.path.abspath(path))
+    top.only(tables.TOP)
+    named = tables.Named()
+    named.anchors = {name: tables.anchors(table, folder) for name, table in top.named("anchors").items()}
+    named.logins = {name: tables.credentials(table, folder) for name, table in top.named("credentials").items()}
+    rules: list[tuple[Pattern, Rule]] = []
+    seen: dict[Pattern, int] = {}
+    for table in top.tables("next_hop"):
+        pattern, rule = tables.next_hop(table, named, folder)
+        if pattern is None:
+            continue
+        earlier = seen.get(pattern, seen.get(Pattern.parse("*")))
+        if earlier is not None:
+            table.wrong("match", f"all that it matches is matched in line {earlier} already; put it before that")
+        seen.setdefault(pattern, table.line())
+        rules.append((pattern, rule))
+    access = top.table("access")
+    access.only(tables.ACCESS)
+    return Configuration(
+        Limits(**tables.limits(top.table("limits"), of_destination=False)),
+        Timeouts(**tables.timeouts(top.table("timeouts"))),
+        {name: tables.namespace(table, named.anchors) for name, table in top.named("namespace").items()},
+        tuple(rules),
+        tables.permission(access),
+        tables.sharing(top.table("sharing")) if "sharing" in top else (),
+        path,
+    )
+
+
+def summary(found: Configuration) -> str:
+    """What a configuration has, in some lines."""
+    limits = found.limits
+    logins = {rule.login.name for _, rule in found.next_hops if rule.login is not None}
+    access = found.access
+    most = limits.sessions, limits.sessions_per_destination, limits.sessions_per_endpoint
+    lines = [
+        "sessions: {} at most, {} a destination, {} a server address".format(*most),
+        f"namespaces with rules of their own: {', '.join(found.namespaces) or 'none'}",
+        f"rules for next hops: {len(found.next_hops)}",
+        f"credentials in use: {', '.join(sorted(logins)) or 'none'}",
+        "may connect: the keeper's own user, root"
+        + "".join(f", user {uid}" for uid in sorted(access.uids))
+        + "".join(f", group {gid}" for gid in sorted(access.gids)),
+    ]
+    lines += ["share sessions: users " + ", ".join(map(str, sorted(users))) for users in found.shared]
+    return "".join(f"  {line}\n" for line in lines)

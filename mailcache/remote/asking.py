@@ -24,6 +24,7 @@ class Waiter:
     """Somebody who wants a session.
 
     :ivar deadline: when he loses patience, where limits leave no place.
+    :ivar number: counts those who came.
     :ivar instead: what he waits for where there is no keeper.
     """
 
@@ -33,6 +34,7 @@ class Waiter:
     avoid: frozenset[Endpoint]
     deadline: float
     granted: Deferred[ISession] = attrs.field(init=False)
+    number: int = 0
     instead: Deferred[ISession] | None = None
 
     @property
@@ -124,6 +126,7 @@ class Waiting:
         self._queues: dict[Destination, Queue] = {}
         self._numbers: dict[int, Asked] = {}
         self._next = 1
+        self._came = 0
 
     def __len__(self) -> int:
         return sum(len(queue.waiters) for queue in self._queues.values())
@@ -145,6 +148,8 @@ class Waiting:
 
     def add(self, waiter: Waiter) -> Queue:
         """Let ``waiter`` wait behind those that came before; fresh ones only behind fresh ones."""
+        self._came += 1
+        waiter.number = self._came
         queue = self._queues.setdefault(waiter.destination, Queue())
         if waiter.fresh:
             queue.waiters.insert(sum(other.fresh for other in queue.waiters), waiter)
@@ -160,6 +165,12 @@ class Waiting:
         queue.waiters.remove(waiter)
         self._clear(waiter.destination, queue)
         return True
+
+    def unasked(self) -> list[tuple[Waiter, Queue]]:
+        """Those of all destinations for whom there is no request, in their order: fresh ones first, then as they
+        came."""
+        missing = [(waiter, queue) for queue in self.queues() for waiter in queue.unasked()]
+        return sorted(missing, key=lambda entry: (not entry[0].fresh, entry[0].number))
 
     def ask(self, waiter: Waiter, queue: Queue) -> Asked:
         """A request for ``waiter``, or for just any who waits as it does."""

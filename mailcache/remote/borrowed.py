@@ -8,6 +8,7 @@ from typing import Any
 from mailcache.connection import Connection, Cut
 from mailcache.destination import Destination, SessionKey
 from mailcache.limits import Timeouts
+from mailcache.remote.calling import Wire
 from mailcache.remote.codec import Facts
 from mailcache.remote.packed import Granted, Released
 from mailcache.session import Session
@@ -37,6 +38,7 @@ class BorrowedConnection(Connection):
 class Borrowed:
     """A session of the keeper as its borrower knows it.
 
+    :ivar wire: over which it is leased and released; its number means nothing on another.
     :ivar destination: for whom it was granted the last time.
     :ivar max_uses: how many transactions it may carry in all, or ``None`` for no limit.
     :ivar linger_until: when it goes back, if nobody wants it until then.
@@ -51,10 +53,12 @@ class Borrowed:
         "max_uses",
         "number",
         "session",
+        "wire",
     )
 
     def __init__(
         self,
+        wire: Wire,
         number: int,
         facts: Facts,
         destination: Destination,
@@ -63,6 +67,7 @@ class Borrowed:
         on_cut: Callable[[Borrowed], None],
         on_gone: Callable[[Borrowed], None],
     ) -> None:
+        self.wire = wire
         self.number = number
         self.destination = destination
         self.lease_number = 0

@@ -23,10 +23,11 @@ from mailcache.pool import closed_error
 from mailcache.remote import codec, commands
 from mailcache.remote.asking import Asked, Queue, Waiter, Waiting
 from mailcache.remote.borrowed import LINGER, Borrowed
+from mailcache.remote.calling import PING_PATIENCE, Wire
 from mailcache.remote.codec import MalformedError
 from mailcache.remote.counts import total
 from mailcache.remote.lingering import Lingering
-from mailcache.remote.link import PING_PATIENCE, Link
+from mailcache.remote.link import Link
 from mailcache.remote.packed import Granted, Released, Wanted
 from mailcache.remote.pairs import SocketPairs
 from mailcache.result import DeliveryError
@@ -91,7 +92,7 @@ class RemoteSessionCache:
         self._fallback = fallback
         self._fallbacks = 0
         self._handed_on = 0
-        self._link = Link(reactor, endpoint, self._pairs, self._now, self._linked, self._without_keeper)
+        self._link = Link(reactor, endpoint, self._pairs, self._now, self._linked, self._lost, self._retired)
         self._tokens = Tokens(reactor, self._timeouts.auth)
         self._waiting = Waiting()
         self._borrowed: dict[int, Borrowed] = {}
@@ -158,11 +159,13 @@ class RemoteSessionCache:
         return gatherResults(parts).addCallback(self._sum)
 
     def _sum(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        # What lingers is leased, as the keeper knows, and nobody uses it; who has not asked yet it does not know.
+        # What lingers is leased, as the keeper knows, and nobody uses it; who has not asked yet it does not know, nor
+        # what a keeper before it has lent.
         lingering = len(self._lingering) if self._link.up else 0
+        elsewhere = sum(borrowed.wire.retiring for borrowed in self._leased)
         return total(
             {
-                "leased": -lingering,
+                "leased": elsewhere - lingering,
                 "idle": lingering,
                 "opening": 0,
                 "waiting": 0 if self._link.up else len(self._waiting),
@@ -228,19 +231,22 @@ class RemoteSessionCache:
     def _ask(self, queue: Queue) -> None:
         """See that there is a request for each who waits."""
         for waiter in queue.unasked():
-            try:
-                data = self._encode(waiter.destination)
-            except DeliveryError as error:
-                self._log.warn("{error}", error=str(error))
-                if self._waiting.remove(waiter):
-                    self._fall_back(waiter)
-                continue
-            asked = self._waiting.ask(waiter, queue)
-            patience = max(0.0, waiter.deadline - self._now())
-            wanted = Wanted(asked.number, waiter.needs, waiter.fresh, waiter.avoid, patience)
-            answer = self._link.call(commands.Acquire, destination=data, wanted=wanted.encode())
-            answer.addCallbacks(self._answered, self._faulted, (asked,), {}, (asked,))
-            answer.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
+            self._ask_for(waiter, queue)
+
+    def _ask_for(self, waiter: Waiter, queue: Queue) -> None:
+        try:
+            data = self._encode(waiter.destination)
+        except DeliveryError as error:
+            self._log.warn("{error}", error=str(error))
+            if self._waiting.remove(waiter):
+                self._fall_back(waiter)
+            return
+        asked = self._waiting.ask(waiter, queue)
+        patience = max(0.0, waiter.deadline - self._now())
+        wanted = Wanted(asked.number, waiter.needs, waiter.fresh, waiter.avoid, patience)
+        answer = self._link.call(commands.Acquire, destination=data, wanted=wanted.encode())
+        answer.addCallbacks(self._answered, self._faulted, (asked,), {}, (asked,))
+        answer.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
 
     def _ask_again(self, destination: Destination) -> None:
         queue = self._waiting.queue(destination)
@@ -309,6 +315,10 @@ class RemoteSessionCache:
         waiter = self._asker(asked)
         if not self._waiting.answered(asked):
             return
+        wire = self._link.wire
+        if failure.check(commands.KeeperRetiring) and wire is not None:
+            wire.retire()
+            return
         if waiter is not None and self._waiting.remove(waiter):
             self._fall_back(waiter)
         self._check_closed()
@@ -324,7 +334,7 @@ class RemoteSessionCache:
             borrowed = self._borrowed.get(grant.pair)
         if borrowed is None or borrowed.connection.ended:
             # It has ended while the grant was on its way.
-            self._send_release(Released(grant.lease, grant.pair, 0, 0, True))
+            self._link.tell(commands.Release, released=Released(grant.lease, grant.pair, 0, 0, True).encode())
             return
         borrowed.granted(grant, asked.destination, self._now())
         self._endpoints[asked.destination] = borrowed.session.key.endpoint
@@ -341,7 +351,9 @@ class RemoteSessionCache:
         except MalformedError:
             self._pairs.close(descriptor)
             raise
-        borrowed = Borrowed(number, known, destination, self._timeouts, self._now, self._cut, self._gone)
+        wire = self._link.wire
+        assert wire is not None
+        borrowed = Borrowed(wire, number, known, destination, self._timeouts, self._now, self._cut, self._gone)
         try:
             self._pairs.adopt(descriptor, borrowed.connection)
         except OSError as error:
@@ -367,7 +379,8 @@ class RemoteSessionCache:
             self.discarded(borrowed, session)
             return
         now = self._now()
-        if self._closing or borrowed not in self._leased or not borrowed.may_stay(now, self._linger):
+        stays = borrowed in self._leased and not borrowed.wire.retiring and borrowed.may_stay(now, self._linger)
+        if self._closing or not stays:
             self._return(borrowed)
             return
         handed_on = self._handed_on
@@ -391,13 +404,16 @@ class RemoteSessionCache:
         if borrowed not in self._leased:
             return
         self._leased.discard(borrowed)
-        self._send_release(borrowed.release(discard))
+        borrowed.wire.tell(commands.Release, released=borrowed.release(discard).encode())
+        self._leave(borrowed.wire)
         if discard:
             borrowed.connection.cut("aborted", "the session was given up")
         self._check_closed()
 
-    def _send_release(self, released: Released) -> None:
-        self._link.tell(commands.Release, released=released.encode())
+    def _leave(self, wire: Wire) -> None:
+        """The last lease of a keeper that retires may have ended."""
+        if wire.retiring and not any(borrowed.wire is wire for borrowed in self._leased):
+            self._link.leave(wire)
 
     def _cut(self, borrowed: Borrowed) -> None:
         """The session has ended while no transaction was under way."""
@@ -417,21 +433,42 @@ class RemoteSessionCache:
         if self._closing:
             self._check_closed()
             return
-        for queue in self._waiting.queues():
-            self._ask(queue)
+        for waiter, queue in self._waiting.unasked():
+            self._ask_for(waiter, queue)
 
-    def _without_keeper(self) -> None:
-        """Its leases are cut, and whoever waits is served without it; it is looked for again after a while."""
+    def _retired(self, wire: Wire) -> None:
+        """The keeper lends no more: who waits is served by another, which may listen already."""
         self._waiting.forget_requests()
-        self._leased.clear()
-        self._lingering.clear()
-        borrowed, self._borrowed = list(self._borrowed.values()), {}
-        for each in borrowed:
-            each.connection.cut("keeper", "the keeper is gone")
+        self._borrowed = {}
+        for borrowed in self._lingering.all():
+            self._return(borrowed)
+        self._leave(wire)
+        self._ticker.start()
+        if self._waiting and not self._link.want():
+            self._do_without()
+        self._check_closed()
+
+    def _lost(self, wire: Wire | None) -> None:
+        """The leases over ``wire`` are cut. If it was that of the keeper which lends, or none could be made, whoever
+        waits is served without it; it is looked for again after a while."""
+        lent = [borrowed for borrowed in self._open if borrowed.wire is wire]
+        for borrowed in [each for each in self._leased if each.wire is wire]:
+            self._leased.discard(borrowed)
+            self._lingering.remove(borrowed)
+        former = wire is not None and wire.retiring
+        if not former:
+            self._waiting.forget_requests()
+            self._borrowed = {}
+        for borrowed in lent:
+            borrowed.connection.cut("keeper", "the keeper is gone")
+        if not former:
+            self._do_without()
+        self._check_closed()
+
+    def _do_without(self) -> None:
         for waiter in self._waiting.waiters():
             if self._waiting.remove(waiter):
                 self._fall_back(waiter)
-        self._check_closed()
 
     # -- time and end ------------------------------------------------------------------------------------------
 
@@ -445,7 +482,7 @@ class RemoteSessionCache:
         if self._closing and self._close_deadline <= now:
             for borrowed in list(self._leased):
                 self.discarded(borrowed, borrowed.session)
-        return busy or self._link.pinging or self._closing
+        return busy or self._link.pinging or self._link.leaving or self._closing
 
     def _tick_lingering(self) -> bool:
         for borrowed in self._lingering.due(self._now()):
@@ -458,7 +495,7 @@ class RemoteSessionCache:
             return
         if self._link.up:
             self._link.close()
-        elif self._link.down and not self._open:
+        elif self._link.down and not self._link.leaving and not self._open:
             waiting, self._closed = self._closed, []
             self._ticker.stop()
             self._linger_ticker.stop()

@@ -11,8 +11,12 @@ class KeeperFault(Exception):  # noqa: N818  (the keeper's fault, not an error o
     """The keeper can't do it, for a reason of its own; the text says which."""
 
 
+class KeeperRetiring(Exception):  # noqa: N818  (reads as the event it reports)
+    """The keeper lends no more. Another may listen where it did: it is to be asked there."""
+
+
 class _Command(amp.Command):
-    errors = {KeeperFault: b"FAULT"}
+    errors = {KeeperFault: b"FAULT", KeeperRetiring: b"RETIRING"}
 
 
 class _Packed(_Command):
@@ -87,7 +91,22 @@ class Release(_Packed):
     requiresAnswer = False
 
 
+class Retiring(_Command):
+    """Told by the keeper: it lends no more, and what it was asked for is to be asked of whoever listens now. Leases
+    that are out may end in order, and the link with the last of them."""
+
+    requiresAnswer = False
+
+
 class Statistics(_Command):
     """The keeper's counts, as JSON."""
 
     response = [(b"counts", amp.String())]
+
+
+class Accounts(_Command):
+    """What keeping sessions has saved, by destination, of those that the caller may know of: some from the one of this
+    number on, as a JSON array, and whether there are more."""
+
+    arguments = [(b"start", amp.Integer())]
+    response = [(b"rows", amp.String()), (b"more", amp.Boolean())]

@@ -139,6 +139,12 @@ class GuardedAMP(amp.AMP):
             transport: Any = self.transport
             transport.abortConnection()
 
+    def finish(self) -> None:
+        """End the link behind what was written."""
+        transport: Any = self.transport
+        transport.unregisterProducer()
+        transport.loseConnection()
+
     # -- what comes in -----------------------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 from collections.abc import Callable
@@ -17,14 +18,16 @@ from twisted.python.failure import Failure
 from mailcache.destination import Destination
 from mailcache.interfaces import IPairs
 from mailcache.lease import Lease
-from mailcache.memory import MemorySessionCache
+from mailcache.memory import CLOSE_LIMIT, MemorySessionCache
 from mailcache.remote import codec, commands
 from mailcache.remote.codec import Facts, MalformedError
-from mailcache.remote.commands import KeeperFault
+from mailcache.remote.commands import KeeperFault, KeeperRetiring
+from mailcache.remote.configuration import Configuration, changed
 from mailcache.remote.guarded import GuardedAMP
 from mailcache.remote.packed import Granted, Released, Wanted
 from mailcache.remote.pairs import SocketPairs
 from mailcache.remote.relay import Relay
+from mailcache.remote.users import User, groups_of
 from mailcache.remote.watch import Watch
 from mailcache.result import DeliveryError
 from mailcache.session import Session
@@ -41,10 +44,17 @@ LOOK_EVERY, LOOKS = 1.0, 5
 calls Ping three times a second while it has one. Looks are counted, since a keeper that was stopped itself has heard
 nobody."""
 
+FAREWELL = 1.0
+"""Seconds that links have to end when the sessions of a keeper have: what is written is to leave, and who has just
+connected is to hear that it retires."""
+
+ACCOUNTS_AT_A_TIME = 50
+"""Accounts in one answer: of some 300 bytes each, 1,200 at most, and an answer holds 65,535."""
+
 MAX_DESTINATIONS = 1_000
 """Destinations remembered by the bytes that said them."""
 
-_CREDENTIALS = struct.Struct("3i")
+_CREDENTIALS = struct.Struct("i2I")
 
 
 class _Pair:
@@ -66,7 +76,7 @@ class Borrower(GuardedAMP):
     """The keeper's end of the link with one borrower."""
 
     _log = Logger()
-    COMMANDS = (commands.Hello, commands.Ping, commands.Acquire, commands.Statistics)
+    COMMANDS = (commands.Hello, commands.Ping, commands.Acquire, commands.Statistics, commands.Accounts)
     TOLD: ClassVar = {commands.Withdraw: "withdraw", commands.Release: "release"}
 
     def __init__(self, keeper: Keeper) -> None:
@@ -77,9 +87,11 @@ class Borrower(GuardedAMP):
         self._by_session: dict[Session, _Pair] = {}
         self._next_pair = 1
         self._next_lease = 1
-        self._greeted = False
+        self.greeted = False
         self._lost = False
         self._silent = 0
+        self._unwelcome = False
+        self.user = User(None)
         self.uid: int | None = None
         self.pid: int | None = None
 
@@ -92,6 +104,16 @@ class Borrower(GuardedAMP):
         super().connectionMade()
         self.pid, self.uid = self._keeper.identify(self.transport)
         self._keeper.borrowers.add(self)
+        self.user = self._keeper.user(self.uid)
+        if not self._keeper.admits(self.user):
+            self.drop("the configuration lets this user not connect: see [access]")
+
+    def reconsider(self) -> None:
+        """The configuration is another: it may be another about this user, too."""
+        self.user = self._keeper.user(self.uid)
+        self._unwelcome = not self._keeper.admits(self.user)
+        if self._unwelcome:
+            self.retire()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._lost = True
@@ -101,6 +123,14 @@ class Borrower(GuardedAMP):
         for pair in list(self._lent.values()):
             self._end_pair(pair)
         super().connectionLost(reason)
+        self._keeper.link_lost()
+
+    def retire(self) -> None:
+        """Nothing more is lent: say so, and let what waits be asked for elsewhere."""
+        if self.greeted:
+            self.callRemote(commands.Retiring)
+        for request in list(self._requests.values()):
+            request.cancel()
 
     def dataReceived(self, data: bytes) -> None:
         self._silent = 0
@@ -116,7 +146,7 @@ class Borrower(GuardedAMP):
         return True
 
     def knows(self, name: bytes) -> bool:
-        return self._greeted or name == commands.Hello.commandName
+        return self.greeted or name == commands.Hello.commandName
 
     # -- commands ----------------------------------------------------------------------------------------------
 
@@ -124,7 +154,9 @@ class Borrower(GuardedAMP):
     def hello(self, version: int) -> dict[str, int]:
         if version != codec.VERSION:
             raise KeeperFault(f"the keeper speaks version {codec.VERSION} and the borrower {version}")
-        self._greeted = True
+        if self._keeper.closing:
+            raise KeeperRetiring("the keeper retires")
+        self.greeted = True
         return {"version": codec.VERSION}
 
     @commands.Ping.responder
@@ -136,17 +168,31 @@ class Borrower(GuardedAMP):
         counts: Deferred[dict[str, Any]] = self._keeper.cache.statistics()
         return counts.addCallback(lambda found: {"counts": json.dumps(found).encode("ascii")})
 
+    @commands.Accounts.responder
+    def accounts(self, start: int) -> dict[str, Any]:
+        all_of_them = self.uid in (None, 0, os.getuid())
+        found = [
+            {"destination": name, "namespace": namespace, "user": uid, **account.facts()}
+            for (name, namespace, uid), account in self._keeper.cache.accounts()
+            if all_of_them or uid == self.uid
+        ]
+        end = max(0, start) + ACCOUNTS_AT_A_TIME
+        rows = json.dumps(found[max(0, start) : end], separators=(",", ":")).encode("ascii")
+        return {"rows": rows, "more": len(found) > end}
+
     @commands.Acquire.responder
-    def acquire(self, destination: bytes, wanted: bytes) -> Deferred[dict[str, Any]]:
-        if self._keeper.closing:
-            raise KeeperFault("the keeper is closing")
+    def acquire(self, destination: bytes, wanted: bytes) -> Deferred[dict[str, Any]] | dict[str, Any]:
+        if self._keeper.closing or self._unwelcome:
+            raise KeeperRetiring("the keeper retires")
         if len(self._requests) >= MAX_REQUESTS:
             raise KeeperFault(f"{MAX_REQUESTS} requests of this borrower wait already")
         try:
             asked = Wanted.decode(wanted)
-            where = self._keeper.destination(destination, self.uid)
+            where = self._keeper.destination(destination, self.user)
         except MalformedError as error:
             raise KeeperFault(str(error)) from error
+        except DeliveryError as error:
+            return {"error": codec.encode_error(error)}
         number = asked.number
         if number in self._requests:
             raise KeeperFault(f"there is a request {number} already")
@@ -156,6 +202,8 @@ class Borrower(GuardedAMP):
             return outcome
 
         def ask() -> Deferred[dict[str, Any]]:
+            if self._keeper.closing or self._unwelcome:
+                raise KeeperRetiring("the keeper retires")
             leasing = self._keeper.cache.acquire(
                 where, needs=asked.needs, fresh=asked.fresh, avoid=asked.avoid, timeout=asked.timeout
             )
@@ -214,6 +262,8 @@ class Borrower(GuardedAMP):
             answer["descriptor"] = descriptor
             answer["facts"] = facts
             self.close_when_sent(descriptor)
+        if self._keeper.changes_hands(session, self.uid):
+            session.rset_due = True
         pair.relay.begin(session.connection, session.rset_due)
         self._keeper.ticker.start()
         pair.lease = lease
@@ -225,6 +275,8 @@ class Borrower(GuardedAMP):
 
     def _refuse(self, failure: Failure) -> dict[str, Any]:
         error = failure.value
+        if self._keeper.closing:
+            raise KeeperRetiring("the keeper retires")
         if isinstance(error, CancelledError):
             error = DeliveryError("the request was withdrawn", phase="waiting")
         if not isinstance(error, DeliveryError):
@@ -308,32 +360,89 @@ class Keeper(Factory):
     """What listens for borrowers and lends them the sessions of ``cache``.
 
     :param pairs: makes the pairs; ``None`` is socket pairs of ``reactor``.
+    :param configuration: what borrowers get and who may be one; ``None`` is what they ask for, and whoever can connect.
     """
 
     noisy = False
 
-    def __init__(self, reactor: Any, cache: MemorySessionCache, pairs: IPairs | None = None) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        cache: MemorySessionCache,
+        pairs: IPairs | None = None,
+        configuration: Configuration | None = None,
+    ) -> None:
         self.reactor = reactor
         self.cache = cache
         self.pairs = pairs if pairs is not None else SocketPairs(reactor)
         self.closing = False
         self.borrowers: set[Borrower] = set()
+        self._farewell: IDelayedCall | None = None
+        self._ended: list[Deferred[None]] = []
         self.ticker = Ticker(reactor, LOOK_EVERY, self._look)
-        self._destinations: dict[tuple[bytes, int | None], Destination] = {}
+        self._destinations: dict[tuple[bytes, User], Destination] = {}
+        self._last_users: dict[Session, int | None] = {}
+        self._configuration: Configuration | None = None
         cache.watch(self._session_gone)
+        if configuration is not None:
+            self.reconfigure(configuration)
 
     def buildProtocol(self, addr: IAddress | None) -> Borrower:
         return Borrower(self)
 
-    def destination(self, data: bytes, uid: int | None) -> Destination:
-        """The destination in ``data``; the same bytes by the same user are parsed once in a while."""
-        known = self._destinations.get((data, uid))
+    def reconfigure(self, configuration: Configuration) -> None:
+        """Do as ``configuration`` says from now on.
+
+        Sessions of destinations that it would have otherwise are ended: idle ones now, leased ones when they are
+        released. Borrowers whose users it does not admit are told to go, and lent nothing more.
+        """
+        was, self._configuration = self._configuration, configuration
+        self._destinations.clear()
+        self.cache.retire(changed(was if was is not None else Configuration(), configuration), "configuration")
+        self.cache.reconfigure(
+            configuration.limits,
+            configuration.timeouts,
+            configuration.limits_of,
+            configuration.timeouts_of,
+            configuration.interval,
+        )
+        for borrower in list(self.borrowers):
+            borrower.reconsider()
+
+    def user(self, uid: int | None) -> User:
+        """The user ``uid``, with groups if they matter."""
+        if uid is None or self._configuration is None or not self._configuration.asks_for_groups:
+            return User(uid)
+        return User(uid, groups_of(uid))
+
+    def admits(self, user: User) -> bool:
+        """Whether ``user`` may be a borrower."""
+        return self._configuration is None or self._configuration.admits(user)
+
+    def destination(self, data: bytes, user: User) -> Destination:
+        """What ``user`` gets for the destination in ``data``; the same bytes are parsed once in a while.
+
+        :raises MalformedError: for what is no destination.
+        :raises DeliveryError: for what the user may not have.
+        """
+        known = self._destinations.get((data, user))
         if known is None:
-            known = codec.decode_destination(data, uid)
+            known = codec.decode_destination(data, user.uid)
+            if self._configuration is not None:
+                known = self._configuration.destination(known, user)
             if len(self._destinations) >= MAX_DESTINATIONS:
                 self._destinations.clear()
-            self._destinations[(data, uid)] = known
+            self._destinations[(data, user)] = known
         return known
+
+    def changes_hands(self, session: Session, uid: int | None) -> bool:
+        """``session`` is lent to ``uid``; gives whether another user has had it before."""
+        shared = session.key.identity.uid
+        if shared is None or shared >= 0:
+            return False
+        before = self._last_users.get(session, uid)
+        self._last_users[session] = uid
+        return before != uid
 
     def identify(self, transport: Any) -> tuple[int | None, int | None]:
         """The process and the user at the other end of a UNIX socket (SO_PEERCRED), as far as the transport tells."""
@@ -343,22 +452,56 @@ class Keeper(Factory):
         pid, uid, _ = _CREDENTIALS.unpack(handle.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         return pid, uid
 
+    def drain(self, limit: float = CLOSE_LIMIT) -> Deferred[None]:
+        """Lend no more: borrowers are told to ask elsewhere, idle sessions end, and leased ones when they come back.
+
+        :param limit: seconds that leases have; then they are cut. A later call can shorten it.
+        :return: fires when all sessions and links have ended.
+        """
+        if not self.closing:
+            self.closing = True
+            for borrower in list(self.borrowers):
+                borrower.retire()
+        closed: Deferred[None] = self.cache.close(limit)
+        return closed.addCallback(lambda _: self._end_links())
+
     def close(self) -> Deferred[None]:
-        """Lend no more, let what is lent come back (with the cache's limit), and end the sessions and the links."""
-        self.closing = True
-        closed: Deferred[None] = self.cache.close()
-        return closed.addCallback(lambda _: self._drop_links())
+        """See `drain`."""
+        return self.drain()
+
+    def _end_links(self) -> Deferred[None]:
+        """End them: at once where the borrower was told to go elsewhere, else when it has said Hello and hears so."""
+        ended: Deferred[None] = Deferred()
+        self._ended.append(ended)
+        if self._farewell is None or not self._farewell.active():
+            self._farewell = self.reactor.callLater(FAREWELL, self._drop_links)
+        for borrower in list(self.borrowers):
+            if borrower.greeted:
+                borrower.finish()
+        self.link_lost()
+        return ended
 
     def _drop_links(self) -> None:
-        self.ticker.stop()
         for borrower in list(self.borrowers):
             transport: Any = borrower.transport
             transport.abortConnection()
+
+    def link_lost(self) -> None:
+        """A link has ended."""
+        if self.borrowers or self._farewell is None:
+            return
+        if self._farewell.active():
+            self._farewell.cancel()
+        self.ticker.stop()
+        waiting, self._ended = self._ended, []
+        for ended in waiting:
+            ended.callback(None)
 
     def _look(self) -> bool:
         looks = [borrower.look() for borrower in self.borrowers]
         return any(looks)
 
     def _session_gone(self, session: Session) -> None:
+        self._last_users.pop(session, None)
         for borrower in list(self.borrowers):
             borrower.session_gone(session)

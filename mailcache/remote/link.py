@@ -1,4 +1,8 @@
-"""The borrower's end of the link with its keeper: how it is made, how it is known to live, when to try again."""
+"""The borrower's link with its keeper: how it is made, when it is tried again, and how it follows a restart.
+
+A keeper that retires says so. Its wire is a former one then, for the leases that are out, and whatever is wanted
+comes over a new one from whoever listens now.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +12,31 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import clientFromString, connectProtocol
-from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from mailcache.interfaces import IPairs
 from mailcache.remote import codec, commands
-
-PING_EVERY, PING_PATIENCE = 0.3, 1.0
-"""Seconds between calls that show the keeper alive, and for their answer."""
-
-LOOKS = 8
-"""How often that answer is looked for at least: who was stopped himself must not call the keeper dead for it."""
+from mailcache.remote.calling import PING_PATIENCE, Wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
 """Seconds until a keeper that was not there is looked for again: doubled each time, up to the second, and spread."""
 
+FOLLOW_PATIENCE = 10.0
+"""Seconds for the first answer of whoever listens where a keeper has retired: a supervisor that holds the socket starts
+the next keeper meanwhile."""
 
-class _Wire(amp.AMP):
-    """AMP, which tells of its end first of all, and leaves no descriptor behind."""
-
-    def __init__(self, pairs: IPairs, on_lost: Callable[[_Wire], None]) -> None:
-        super().__init__()
-        self._pairs = pairs
-        self._on_lost = on_lost
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._on_lost(self)
-        super().connectionLost(reason)
-        for descriptor in self._descriptors.values():
-            self._pairs.close(descriptor)
-        self._descriptors.clear()
+MAX_FOLLOWED = 3
+"""How many keepers are followed in a row that retire as soon as they are asked."""
 
 
 class Link:
     """The link, made when it is wanted and again after it was lost.
 
     :param made: called when it stands.
-    :param lost: called when it is gone, or could not be made.
+    :param lost: called when it is gone, with its wire, or could not be made, with ``None``; also for a former wire.
+    :param retiring: called when the keeper lends no more, with its wire: a former one from here on.
     """
 
     _log = Logger()
@@ -58,7 +48,8 @@ class Link:
         pairs: IPairs,
         now: Callable[[], float],
         made: Callable[[], None],
-        lost: Callable[[], None],
+        lost: Callable[[Wire | None], None],
+        retiring: Callable[[Wire], None],
     ) -> None:
         self._reactor = reactor
         self._endpoint = clientFromString(reactor, endpoint)
@@ -66,15 +57,21 @@ class Link:
         self._now = now
         self._made = made
         self._lost = lost
-        self._wire: _Wire | None = None
+        self._retiring = retiring
+        self._wire: Wire | None = None
+        self._former: set[Wire] = set()
         self._connecting: Deferred[Any] | None = None
         self._pause = FIRST_PAUSE
         self._spread: Callable[[], float] = lambda: random.uniform(0.8, 1.2)  # noqa: S311  (no secret depends on it)
         self._not_before = float("-inf")
-        self._ping_sent = 0.0
-        self._pinging = False
-        self._looks = 0
-        self._closing_since: float | None = None
+        self._follow_until = float("-inf")
+        self._followed = 0
+        self._stood_at = 0.0
+
+    @property
+    def wire(self) -> Wire | None:
+        """That with the keeper which lends, while the link stands."""
+        return self._wire
 
     @property
     def up(self) -> bool:
@@ -83,13 +80,21 @@ class Link:
 
     @property
     def down(self) -> bool:
-        """Whether there is none and none is being made."""
+        """Whether there is none and none is being made; former wires apart."""
         return self._wire is None and self._connecting is None
 
     @property
+    def leaving(self) -> bool:
+        """Whether there are former wires."""
+        return bool(self._former)
+
+    @property
     def pinging(self) -> bool:
-        """Whether an answer that shows the keeper alive is awaited."""
-        return self._pinging
+        """Whether an answer that shows a keeper alive is awaited."""
+        return any(wire.pinging for wire in self._wires())
+
+    def _wires(self) -> list[Wire]:
+        return [*self._former, self._wire] if self._wire is not None else list(self._former)
 
     # -- making it ---------------------------------------------------------------------------------------------
 
@@ -99,41 +104,65 @@ class Link:
             return True
         if self._now() < self._not_before:
             return False
-        wire = _Wire(self._pairs, self._gone)
+        wire = Wire(self._pairs, self._gone, self._retires)
         connecting = connectProtocol(self._endpoint, wire)
         self._connecting = connecting
         connecting.addCallback(lambda _: wire.callRemote(commands.Hello, version=codec.VERSION))
-        connecting.addTimeout(PING_PATIENCE, self._reactor)
+        connecting.addTimeout(max(PING_PATIENCE, self._follow_until - self._now()), self._reactor)
         connecting.addCallbacks(self._stands, self._failed, (wire,), {}, (wire,))
         connecting.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
         return True
 
-    def _stands(self, _answer: object, wire: _Wire) -> None:
+    def _stands(self, _answer: object, wire: Wire) -> None:
         self._connecting = None
         self._wire = wire
         self._pause = FIRST_PAUSE
-        self._ping_sent = self._now()
-        self._pinging = False
+        self._follow_until = float("-inf")
+        self._stood_at = self._now()
+        wire.stands(self._now())
         self._made()
 
-    def _failed(self, failure: Failure, wire: _Wire) -> None:
+    def _failed(self, failure: Failure, wire: Wire) -> None:
         self._connecting = None
+        wire.abort()
+        if failure.check(commands.KeeperRetiring) and self._followed < MAX_FOLLOWED:
+            # It was reached in its last moment: there may be another by now.
+            self._followed += 1
+            self._follow_until = self._now() + FOLLOW_PATIENCE
+            self.want()
+            return
         self._log.warn("no keeper: {why}", why=failure.getErrorMessage())
-        if wire.transport is not None:
-            transport: Any = wire.transport
-            transport.abortConnection()
         self._back_off()
-        self._lost()
+        self._lost(None)
 
-    def _gone(self, wire: _Wire) -> None:
-        if wire is self._wire:
+    def _gone(self, wire: Wire) -> None:
+        if wire in self._former:
+            self._former.discard(wire)
+        elif wire is self._wire:
             self._wire = None
-            if self._closing_since is None:
+            if not wire.closing:
                 self._log.warn("the link with the keeper was lost")
             self._back_off()
-            self._lost()
+        else:
+            return
+        self._lost(wire)
+
+    def _retires(self, wire: Wire) -> None:
+        if wire is not self._wire:
+            return
+        self._wire = None
+        self._former.add(wire)
+        self._log.info("the keeper retires")
+        now = self._now()
+        self._follow_until = now + FOLLOW_PATIENCE
+        self._followed = self._followed + 1 if now - self._stood_at < FIRST_PAUSE else 0
+        if self._followed > MAX_FOLLOWED:
+            self._back_off()
+        self._retiring(wire)
 
     def _back_off(self) -> None:
+        self._follow_until = float("-inf")
+        self._followed = 0
         self._not_before = self._now() + self._pause * self._spread()
         self._pause = min(LONGEST_PAUSE, self._pause * 2)
 
@@ -142,43 +171,32 @@ class Link:
     def call(self, command: type[amp.Command], **arguments: Any) -> Deferred[dict[str, Any]]:
         """Call ``command``; only while it stands."""
         assert self._wire is not None
-        answer: Deferred[dict[str, Any]] = self._wire.callRemote(command, **arguments)
-        return answer
+        return self._wire.call(command, **arguments)
 
     def tell(self, command: type[amp.Command], **arguments: Any) -> None:
         """Send a ``command`` that has no answer, if it stands."""
         if self._wire is not None:
-            self._wire.callRemote(command, **arguments)
+            self._wire.tell(command, **arguments)
 
     def tick(self, now: float, busy: bool) -> None:
-        """Time has passed; ``busy`` says whether anybody depends on the keeper's being alive."""
-        if self._wire is None:
-            return
-        if self._pinging:
-            self._looks += 1
-            if now - self._ping_sent >= PING_PATIENCE and self._looks >= LOOKS:
-                self._log.warn("the keeper does not answer")
-                self.abort()
-        elif busy and now - self._ping_sent >= PING_EVERY:
-            self._pinging = True
-            self._looks = 0
-            self._ping_sent = now
-            self._wire.callRemote(commands.Ping).addBoth(self._ponged)
-        if self._closing_since is not None and now - self._closing_since >= PING_PATIENCE:
-            self.abort()
-
-    def _ponged(self, _outcome: object) -> None:
-        self._pinging = False
+        """Time has passed; ``busy`` says whether anybody depends on the keeper's being alive. Somebody depends on the
+        former ones always: they are there for his lease."""
+        for wire in list(self._former):
+            wire.tick(now, True)
+        if self._wire is not None:
+            self._wire.tick(now, busy)
 
     def abort(self) -> None:
         """End it at once."""
         if self._wire is not None:
-            transport: Any = self._wire.transport
-            transport.abortConnection()
+            self._wire.abort()
 
     def close(self) -> None:
         """End it behind what was sent; whoever calls this goes on calling `tick`."""
-        if self._wire is not None and self._closing_since is None:
-            self._closing_since = self._now()
-            transport: Any = self._wire.transport
-            transport.loseConnection()
+        if self._wire is not None:
+            self._wire.close(self._now())
+
+    def leave(self, wire: Wire) -> None:
+        """Nobody has a lease over this former wire any more: it ends behind what was sent."""
+        if wire in self._former:
+            wire.close(self._now())

@@ -20,6 +20,8 @@ reactor: Any = _reactor
 ONE, OTHER = 65534, 12345
 """Two users; neither must have a name or anything else."""
 
+ACCESS = f"[access]\nusers = [{ONE}, {OTHER}]\n"
+
 
 class UsersTests(ProcessCase):
     """They need root, to become others. Without it they are skipped, unless ``CI`` is set."""
@@ -55,7 +57,7 @@ class UsersTests(ProcessCase):
     async def test_sessions_are_of_a_user(self) -> None:
         """Two borrowers of one user share a connection; those of another never see it, however they take turns."""
         server = self.serve()
-        keeper = await self.keeper(self.path, mode="666")
+        keeper = await self.keeper(self.path, mode="666", tables=ACCESS)
         borrowers = self.users()
         await self.started(*borrowers)
         await self.check_users(borrowers)
@@ -85,7 +87,7 @@ class UsersTests(ProcessCase):
     async def test_place_of_another_user(self) -> None:
         """Where a limit leaves one place, it changes hands: the session of the one is closed for the other's."""
         server = self.serve()
-        keeper = await self.keeper(self.path, mode="666", sessions_per_endpoint=1)
+        keeper = await self.keeper(self.path, mode="666", tables=ACCESS, sessions_per_endpoint=1)
         borrowers = self.users()
         await self.started(*borrowers)
         for number, borrower in enumerate(borrowers):

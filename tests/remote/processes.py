@@ -47,6 +47,7 @@ class Process(ProcessProtocol):
     """A process that tells what it has to tell in lines of JSON, of which each is awaited or kept.
 
     :ivar open_at_start: how many descriptors it had when it was noted.
+    :ivar status: what it has ended with: its exit status, or the signal as a negative number.
     """
 
     transport: IProcessTransport
@@ -55,6 +56,7 @@ class Process(ProcessProtocol):
     def __init__(self) -> None:
         self.ended: Deferred[None] = Deferred()
         self.running = True
+        self.status: int | None = None
         self.heard: list[dict[str, Any]] = []
         self.output = b""
         self._rest = b""
@@ -96,6 +98,8 @@ class Process(ProcessProtocol):
 
     def processEnded(self, reason: Failure) -> None:
         self.running = False
+        ended: Any = reason.value
+        self.status = ended.exitCode if ended.exitCode is not None else -ended.signal
         self.ended.callback(None)
         for _, deferred in self._awaited:
             deferred.errback(Failure(Ended(self.output.decode(errors="replace"))))
@@ -134,6 +138,7 @@ class ProcessCase(TestCase):
 
     timeout = 60
     server: SMTPServer
+    configuration: Path
 
     def serve(self, **settings: Any) -> SMTPServer:
         certificate = authority().issue(names=("localhost",), addresses=("127.0.0.1",))
@@ -147,20 +152,28 @@ class ProcessCase(TestCase):
         """The name of the reactor that this process runs."""
         return REACTORS.get(type(reactor).__name__, "default")
 
-    def _spawn(self, *command: str) -> Process:
+    def _spawn(self, *command: str, passed: int | None = None, **environment: str) -> Process:
+        """A process of Python's; the descriptor ``passed`` is its number 3, in the way of systemd."""
         process = Process()
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        reactor.spawnProcess(process, sys.executable, [sys.executable, *command], env=environment)  # type: ignore[attr-defined]
+        program = [sys.executable, *command]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+        files: dict[int, Any] = {0: "w", 1: "r", 2: "r"}
+        if passed is not None:
+            files[3] = passed
+            environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "mailcache.socket"}
+            program = ["/bin/sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", *program]
+        reactor.spawnProcess(process, program[0], program, env=environment, childFDs=files)  # type: ignore[attr-defined]
         self.addCleanup(process.end)
         return process
 
-    async def keeper(self, path: str | None = None, mode: str = "600", **limits: object) -> Process:
-        """A keeper that listens."""
+    async def keeper(self, path: str | None = None, mode: str = "600", tables: str = "", **limits: object) -> Process:
+        """A keeper that listens; ``tables`` are more of its configuration."""
         folder = Path(self.mktemp())
         folder.mkdir()
         self.socket = path or f"/tmp/mailcache-{os.getpid()}-{id(self):x}.sock"
-        configuration = folder / "keeper.toml"
-        configuration.write_text("[limits]\n" + "".join(f"{name} = {value}\n" for name, value in limits.items()))
+        configuration = self.configuration = folder / "keeper.toml"
+        given = "".join(f"{name} = {value}\n" for name, value in limits.items())
+        configuration.write_text(f"[limits]\n{given}{tables}")
         process = self._spawn(
             "-m", "twisted", f"--reactor={self.reactor_name}", "--log-level=warn", "mailcache",
             "--listen", f"unix:{self.socket}:mode={mode}", "--config", str(configuration),

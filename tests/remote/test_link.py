@@ -11,7 +11,8 @@ from twisted.protocols import amp
 from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache.remote import codec, commands
-from mailcache.remote.link import FIRST_PAUSE, LONGEST_PAUSE, LOOKS, PING_EVERY, PING_PATIENCE, Link
+from mailcache.remote.calling import LOOKS, PING_EVERY, PING_PATIENCE
+from mailcache.remote.link import FIRST_PAUSE, LONGEST_PAUSE, MAX_FOLLOWED, Link
 from mailcache.testing import MemoryPairs, MemoryReactor
 from tests.helpers import KEEPER, Outcome
 
@@ -74,7 +75,8 @@ class LinkBed:
             self.pairs,
             self.reactor.seconds,
             lambda: self.heard.append("made"),
-            lambda: self.heard.append("lost"),
+            lambda _: self.heard.append("lost"),
+            lambda _: self.heard.append("retiring"),
         )
         self.link._spread = lambda: 1.0
 
@@ -210,7 +212,13 @@ class MakingTests(SynchronousTestCase):
             bed.reactor.run_for(0.02)
             self.assertTrue(bed.link.want())
         link = Link(
-            MemoryReactor(), f"unix:{KEEPER}", MemoryPairs(MemoryReactor()), lambda: 0.0, lambda: None, lambda: None
+            MemoryReactor(),
+            f"unix:{KEEPER}",
+            MemoryPairs(MemoryReactor()),
+            lambda: 0.0,
+            lambda: None,
+            lambda _: None,
+            lambda _: None,
         )
         drawn = [link._spread() for _ in range(100)]
         self.assertTrue(all(0.8 <= each <= 1.2 for each in drawn))
@@ -332,6 +340,89 @@ class LifeTests(SynchronousTestCase):
         bed.link.close()
         bed.reactor.pump()
         self.assertEqual((bed.heard, bed.keepers), ([], []))
+
+
+class FollowingTests(SynchronousTestCase):
+    """What becomes of it when the keeper retires."""
+
+    def retire(self, bed: LinkBed) -> Any:
+        """The keeper says so; gives the wire, which is a former one then."""
+        wire = bed.link.wire
+        bed.keepers[-1].callRemote(commands.Retiring)
+        bed.reactor.pump()
+        return wire
+
+    def test_former_wire(self) -> None:
+        """It is there for leases, pinged for, and another can be made at once."""
+        bed = LinkBed()
+        link = bed.made()
+        former = self.retire(bed)
+        self.assertEqual((bed.heard, link.up, link.down, link.leaving), (["made", "retiring"], False, True, True))
+        bed.made()
+        self.assertIsNot(link.wire, former)
+        bed.pass_time(2, busy=False)
+        self.assertGreaterEqual(len(bed.pings), 4)
+        link.leave(former)
+        bed.reactor.pump()
+        self.assertEqual((bed.heard[2:], link.up, link.leaving), (["made", "lost"], True, False))
+        self.assertEqual([keeper.lost for keeper in bed.keepers], [True, False])
+
+    def test_former_keeper_dies(self) -> None:
+        """By not answering, too. The other is none the worse, and no pause is due."""
+        for silent in (False, True):
+            bed = LinkBed()
+            link = bed.made()
+            self.retire(bed)
+            bed.made()
+            if silent:
+                bed.keepers[0].transport.pauseProducing()  # type: ignore[union-attr]
+                bed.pass_time(2, busy=False)
+            else:
+                bed.keepers[0].transport.abortConnection()  # type: ignore[union-attr]
+                bed.reactor.pump()
+            self.assertEqual((bed.heard[-1], link.up, link.leaving), ("lost", True, False))
+
+    def test_current_one_is_not_left(self) -> None:
+        bed = LinkBed()
+        link = bed.made()
+        assert link.wire is not None
+        link.leave(link.wire)
+        bed.reactor.pump()
+        self.assertTrue(link.up)
+
+    def test_said_twice(self) -> None:
+        bed = LinkBed()
+        bed.made()
+        for _ in range(2):
+            bed.keepers[-1].callRemote(commands.Retiring)
+        bed.reactor.pump()
+        self.assertEqual(bed.heard, ["made", "retiring"])
+
+    def test_those_that_only_retire(self) -> None:
+        """Some are followed at once; then there is a pause as after a loss. One that has lasted is no such."""
+        bed = LinkBed()
+        for _ in range(MAX_FOLLOWED):
+            bed.made()
+            self.retire(bed)
+        bed.made()
+        bed.pass_time(FIRST_PAUSE + TICK)
+        self.retire(bed)
+        for _ in range(MAX_FOLLOWED):
+            bed.made()
+            self.retire(bed)
+        bed.made()
+        self.retire(bed)
+        self.assertFalse(bed.link.want())
+        self.assertEqual(round(bed.pause(), 1), FIRST_PAUSE)
+
+    def test_nobody_there_after_it(self) -> None:
+        bed = LinkBed()
+        bed.made()
+        bed.stop_listening()
+        self.retire(bed)
+        self.assertTrue(bed.link.want())
+        bed.reactor.run_until(lambda: "lost" in bed.heard, 0.1)
+        self.assertFalse(bed.link.want())
 
 
 class EndTests(SynchronousTestCase):
