@@ -108,6 +108,7 @@ class Link:
         connecting = connectProtocol(self._endpoint, wire)
         self._connecting = connecting
         connecting.addCallback(lambda _: wire.callRemote(commands.Hello, version=codec.VERSION))
+        connecting.addCallback(_of_our_version)
         connecting.addTimeout(max(PING_PATIENCE, self._follow_until - self._now()), self._reactor)
         connecting.addCallbacks(self._stands, self._failed, (wire,), {}, (wire,))
         connecting.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
@@ -200,3 +201,10 @@ class Link:
         """Nobody has a lease over this former wire any more: it ends behind what was sent."""
         if wire in self._former:
             wire.close(self._now())
+
+
+def _of_our_version(answer: dict[str, Any]) -> dict[str, Any]:
+    """A keeper that takes us for one of another version must not be guessed at: better none."""
+    if answer["version"] != codec.VERSION:
+        raise commands.KeeperFault(f"it speaks version {answer['version']}, and this borrower version {codec.VERSION}")
+    return answer

@@ -32,7 +32,7 @@ class Keeping(amp.AMP):
         self.bed.hellos += 1
         if self.bed.refusing:
             raise commands.KeeperFault("another version is spoken here")
-        return {"version": codec.VERSION} if self.bed.answering else Deferred()
+        return {"version": self.bed.version} if self.bed.answering else Deferred()
 
     @commands.Ping.responder
     def ping(self) -> Any:
@@ -56,6 +56,7 @@ class LinkBed:
         self.reactor = MemoryReactor()
         self.pairs = MemoryPairs(self.reactor)
         self.refusing = False
+        self.version = codec.VERSION
         self.answering = True
         self.hellos = 0
         self.pings: list[float] = []
@@ -146,6 +147,17 @@ class MakingTests(SynchronousTestCase):
         bed.reactor.pump()
         self.assertEqual(bed.reactor.connections, [])
         self.assertFalse(bed.link.want())
+
+    def test_hello_answered_by_another_version(self) -> None:
+        """By a keeper that did not refuse, and is not ours all the same."""
+        for version in (codec.VERSION - 1, codec.VERSION + 1):
+            bed = LinkBed()
+            bed.version = version
+            self.assertTrue(bed.link.want())
+            bed.reactor.run_until(lambda bed=bed: bed.heard, 0.1)  # type: ignore[misc]
+            self.assertEqual((bed.heard, bed.link.down), (["lost"], True))
+            bed.reactor.pump()
+            self.assertEqual(bed.reactor.connections, [])
 
     def test_hello_unanswered(self) -> None:
         bed = LinkBed()
