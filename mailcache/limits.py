@@ -32,6 +32,18 @@ def _seconds(minimum: float) -> Any:
     return check
 
 
+def patience(timeout: float | None, usual: float) -> float:
+    """Seconds that a request may wait, ``usual`` where it does not say.
+
+    :raises ValueError: for a ``timeout`` that is no such number.
+    """
+    if timeout is None:
+        return usual
+    if not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
+        raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
+    return timeout
+
+
 @attrs.frozen(slots=True, kw_only=True)
 class Limits:
     """What a cache may hold, for how long, and who may wait. Seconds, unless said otherwise.

@@ -20,7 +20,7 @@ from mailcache.destination import Destination, Endpoint
 from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.interfaces import IRouter, ISession, ISessionCache
 from mailcache.lease import Lease
-from mailcache.limits import Limits, Timeouts
+from mailcache.limits import Limits, Timeouts, patience
 from mailcache.members import IDLE, LEASED, OPENING, Action, Close, Fail, Grant, Member, Open, Request
 from mailcache.opening import Opener, Proxy
 from mailcache.pool import Pool, closed_error
@@ -107,7 +107,7 @@ class MemorySessionCache:
             raise ValueError(f"destination: a Destination is wanted, not {type(destination).__name__}")
         if destination.lineage is not None:
             if destination.supplied and not self._pool.closed:
-                _check_patience(timeout)
+                patience(timeout, self._limits.wait_timeout)
                 again = partial(self.acquire, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
                 return self._tokens.with_token(destination, again)
             for older in self._tokens.superseded(destination):
@@ -117,9 +117,7 @@ class MemorySessionCache:
         member = None if fresh else pool.take(destination, needs, avoid, now)
         if member is not None:
             return succeed(self._lease(member, now))
-        _check_patience(timeout)
-        patience = self._limits.wait_timeout if timeout is None else timeout
-        request = Request(destination, needs, fresh, avoid, patience)
+        request = Request(destination, needs, fresh, avoid, patience(timeout, self._limits.wait_timeout))
         granted: Deferred[ISession] = Deferred(lambda _: self._cancelled(request))
         self._granted[request] = granted
         self._ticker.start()
@@ -418,11 +416,6 @@ class MemorySessionCache:
             waiting, self._closed = self._closed, []
             for closed in waiting:
                 closed.callback(None)
-
-
-def _check_patience(timeout: float | None) -> None:
-    if timeout is not None and (not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf")):
-        raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
 
 
 def _checked(route: Route) -> Route:

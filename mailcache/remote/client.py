@@ -17,7 +17,7 @@ from mailcache.destination import Destination, Endpoint
 from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.interfaces import IPairs, ISession, ISessionCache
 from mailcache.lease import Lease
-from mailcache.limits import Limits, Timeouts
+from mailcache.limits import Limits, Timeouts, patience
 from mailcache.memory import MemorySessionCache
 from mailcache.pool import closed_error
 from mailcache.remote import codec, commands
@@ -120,14 +120,12 @@ class RemoteSessionCache:
     ) -> Deferred[ISession]:
         if not isinstance(destination, Destination):
             raise ValueError(f"destination: a Destination is wanted, not {type(destination).__name__}")
-        patience = self._wait_timeout if timeout is None else timeout
-        if not isinstance(patience, (int, float)) or not 0 <= patience < float("inf"):
-            raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
+        waits = patience(timeout, self._wait_timeout)
         if destination.lineage is not None and destination.supplied and not self._closing:
             # New tokens are noticed by the keeper, which knows nothing of suppliers.
             again = partial(self.acquire, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
             return self._tokens.with_token(destination, again)
-        waiter = Waiter(destination, needs, fresh, avoid, self._now() + patience)
+        waiter = Waiter(destination, needs, fresh, avoid, self._now() + waits)
         waiter.granted = Deferred(lambda _: self._cancelled(waiter))
         if self._closing:
             waiter.granted.errback(Failure(closed_error()))

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from twisted.trial.unittest import SkipTest
-
 from tests.helpers import ca_file
-from tests.remote.processes import Process, ProcessCase
-
-ONE, OTHER = 65534, 12345
-"""Two users; neither must have a name or anything else."""
-
-BOTH = f"[access]\nusers = [{ONE}, {OTHER}]\n"
+from tests.integration.users import ACCESS, ONE, OTHER, UsersCase
+from tests.remote.processes import Process
 
 
-class ConfiguredUsersTests(ProcessCase):
-    """They need root, to become others. Without it they are skipped, unless ``CI`` is set."""
-
-    timeout = 120
-
-    def setUp(self) -> None:
-        if os.geteuid() != 0:
-            said = "borrowers of several users are started by root only: run this test as root"
-            if os.environ.get("CI"):
-                self.fail(said)
-            raise SkipTest(said)
-        self.folder = Path(tempfile.mkdtemp())
-        self.addCleanup(shutil.rmtree, self.folder)
-        self.folder.chmod(0o755)
-        self.path = str(self.folder / "keeper")
-
+class ConfiguredUsersTests(UsersCase):
     async def two(self, tables: str) -> tuple[Process, Process, Process]:
         """A keeper, and a borrower of each user."""
         keeper = await self.keeper(self.path, mode="666", tables=tables)
@@ -69,7 +44,7 @@ class ConfiguredUsersTests(ProcessCase):
     async def test_sharing(self) -> None:
         """Two users on one connection, with a RSET between them."""
         server = self.serve()
-        keeper, one, other = await self.two(f"{BOTH}[sharing]\nbetween = [[{ONE}, {OTHER}]]\n")
+        keeper, one, other = await self.two(f"{ACCESS}[sharing]\nbetween = [[{ONE}, {OTHER}]]\n")
         for number, borrower in enumerate((one, other, other, one)):
             await self.send(borrower, f"{number}@test", keeper)
         (record,) = server.connections
@@ -85,7 +60,7 @@ class ConfiguredUsersTests(ProcessCase):
         secret.write_text("correct horse\n")
         secret.chmod(0o600)
         keeper, one, other = await self.two(
-            f'{BOTH}[anchors.ca]\nfile = "{ca_file()}"\n'
+            f'{ACCESS}[anchors.ca]\nfile = "{ca_file()}"\n'
             f'[credentials.relay]\nusername = "mailer"\npassword_file = "{secret}"\nusers = [{ONE}]\n'
             '[[next_hop]]\nmatch = "*"\ncredentials = "relay"\ntls.anchors = "ca"\n'
         )

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet import reactor as _reactor
-from twisted.trial.unittest import SkipTest
 
 from mailcache import Limits, MemorySessionCache
 from mailcache.remote.keeper import Keeper
-from tests.remote.processes import Process, ProcessCase, until
+from tests.integration.users import ACCESS, ONE, OTHER, UsersCase
+from tests.remote.processes import Process, until
 
 reactor: Any = _reactor
 
-ONE, OTHER = 65534, 12345
-"""Two users; neither must have a name or anything else."""
 
-ACCESS = f"[access]\nusers = [{ONE}, {OTHER}]\n"
-
-
-class UsersTests(ProcessCase):
-    """They need root, to become others. Without it they are skipped, unless ``CI`` is set."""
-
-    timeout = 120
-
-    def setUp(self) -> None:
-        if os.geteuid() != 0:
-            said = "borrowers of several users are started by root only: run this test as root"
-            if os.environ.get("CI"):
-                self.fail(said)
-            raise SkipTest(said)
-        folder = tempfile.mkdtemp()
-        self.addCleanup(shutil.rmtree, folder)
-        os.chmod(folder, 0o755)
-        self.path = os.path.join(folder, "keeper")
-
+class UsersTests(UsersCase):
     def users(self) -> list[Process]:
         """Two borrowers of one user, and two of the other."""
         return [self.borrower(uid=uid) for uid in (ONE, ONE, OTHER, OTHER)]
