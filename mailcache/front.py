@@ -4,12 +4,12 @@ A client that knows nothing of mailcache, such as the stock senders of `twisted.
 It answers the greeting, EHLO and AUTH itself. MAIL, each RCPT and the content are said to the real server as they come,
 and the server's replies are handed back as they are; so results and errors are those that the server has given.
 
-What a client of Twisted does with a reply decides which one it gets:
+Which reply a client gets:
 
 * What keeps a message from being sent is told in answer to MAIL, RCPT, DATA or the content, never by closing the
-  connection: stock senders begin again after that, or say nothing to anybody.
+  connection, which would say nothing of why.
 * Where nobody can know whether a message was delivered, the answer to the content is "554 5.4.0 delivered or not,
-  nobody can know ...", which no stock sender takes for a reason to send it again.
+  nobody can know ...": a 5yz is no reason to send it again.
 * QUIT ends the client's connection, and not the session.
 """
 
@@ -41,7 +41,7 @@ _OK = own(250, "2.0.0 Ok")
 _BAD_SEQUENCE = own(503, "5.5.1 Bad sequence of commands")
 _UNKNOWN = own(502, "5.5.1 Command not implemented")
 
-# An address that our own encoder would not write, and stock clients do: what it is worth is for the server to say.
+# An address that our own encoder would not write: what it is worth is for the server to say.
 _PLAIN = re.compile(rb"(?:MAIL FROM|RCPT TO):<[!-;=?-~]*>", re.IGNORECASE)
 
 

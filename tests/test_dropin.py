@@ -325,7 +325,7 @@ class ConnectorOnlyTests(SenderCase):
         self.assertEqual((len(lost), bed.server.message_count), (2, 1))
 
     def test_a_client_that_gives_up_behind_the_end_of_content_does_not_send_again(self) -> None:
-        """Its own time limit passes while the server makes up its mind: stock senders would begin anew."""
+        """Its own time limit passes while the server makes up its mind."""
         bed = self.bed(faults=[Fault("after_dot", "slow")], server={"slow_delay": 50.0})
         self.patch(TimeoutMixin, "callLater", lambda _, seconds, late: bed.reactor.callLater(seconds, late))
         made = factory([ONE], MESSAGE, timeout=20)

@@ -385,7 +385,7 @@ class AuthTests(FrontCase):
         self.leave(bed, client)
 
     def test_a_refusal_for_now_is_the_answer_to_mail(self) -> None:
-        """Stock senders come again after 4yz to AUTH, at once and without an end, or never say a word."""
+        """Where the sender takes it for what it is: the message may be tried again later."""
         bed = self.bed(faults=[Fault("auth", "4xx", times=9)])
         client = self.connect(bed)
         codes = self.codes(bed, client, *HELLO, f"AUTH PLAIN {self.RIGHT}", MAIL)

@@ -115,7 +115,7 @@ class Relay:
                 self.failed = error
         if self.failed is not None and self.failed.phase == "auth":
             reply = refusal(self.failed)
-            # Stock clients come again after 4yz, or say nothing at all: MAIL is answered with it.
+            # A 4yz is the answer to MAIL, where every client takes it for what it is.
             if reply.permanent:
                 return reply
         return own(235, "2.7.0 Authentication succeeded")

@@ -109,7 +109,7 @@ class FrontTransport:
         self.disconnecting = True
         self.peer.client_gone()
         producer, self._producer = self._producer, None
-        # A `FileSender` of a stock client would fail over being told.
+        # The file's own producer has ended with the connection.
         if producer is not None and producer is not self._file:
             producer.stopProducing()
         try:
@@ -173,7 +173,7 @@ class FrontTransport:
             raise RuntimeError("there is a producer already")
         self._producer = producer
         if _sends_stock(producer):
-            # Stock clients double dots chunk by chunk, and miss those at chunk's edges: the file itself is taken.
+            # The file itself is taken: its dots are the affair of whoever writes it to the server.
             producer.transform = None
             self._file = producer
             self.peer.file_begins()
