@@ -93,6 +93,7 @@ def _configuration(path: str, top: Table) -> Configuration:
         tuple(rules),
         tables.permission(access),
         tables.sharing(top.table("sharing")) if "sharing" in top else (),
+        tables.leases_per_user(access),
         path,
     )
 

@@ -29,7 +29,7 @@ NEXT_HOP = (
 )  # fmt: skip
 CREDENTIALS = ("username", "password_file", "users", "groups")
 ANCHORS = ("file",)
-ACCESS = ("users", "groups")
+ACCESS = ("users", "groups", "leases_per_user")
 SHARING = ("between",)
 TOP = ("limits", "timeouts", "namespace", "next_hop", "credentials", "anchors", "access", "sharing")
 """The keys of each kind of table."""
@@ -205,6 +205,17 @@ def _file(folder: str, read: Callable[[str], Any]) -> Callable[[str], Any]:
 def permission(table: Table) -> Permission:
     """Who is named by ``users`` and ``groups`` of a table."""
     return Permission(frozenset(table.each("users", user_id)), frozenset(table.each("groups", group_id)))
+
+
+def leases_per_user(table: Table) -> int | None:
+    """How many sessions one user may have or wait for at a time; ``None`` for no limit."""
+    return table.checked("leases_per_user", _at_least_one, None)
+
+
+def _at_least_one(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is not a whole number of at least 1")
+    return value
 
 
 def sharing(table: Table) -> tuple[frozenset[int], ...]:

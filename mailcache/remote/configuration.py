@@ -122,6 +122,8 @@ class Configuration:
     :ivar next_hops: rules by patterns, of which the first that matches counts.
     :ivar access: who may connect besides the keeper's own user and root.
     :ivar shared: users between whom sessions may be shared.
+    :ivar leases_per_user: how many sessions one user may have or wait for at a time, in all his processes; ``None``
+        for no limit.
     :ivar path: the file that says so.
     """
 
@@ -131,6 +133,7 @@ class Configuration:
     next_hops: tuple[tuple[Pattern, Rule], ...] = ()
     access: Permission = attrs.Factory(Permission)
     shared: tuple[frozenset[int], ...] = ()
+    leases_per_user: int | None = None
     path: str | None = attrs.field(default=None, eq=False)
     _known: dict[tuple[str, NextHop], Settings] = attrs.field(factory=dict, init=False, repr=False, eq=False)
 

@@ -193,6 +193,10 @@ class Borrower(GuardedAMP):
             raise KeeperFault(str(error)) from error
         except DeliveryError as error:
             return {"error": codec.encode_error(error)}
+        most = self._keeper.most_leases
+        if most is not None and self._keeper.in_use(self.uid) >= most:
+            why = f"user {self.uid} has or waits for {most} sessions already, and may for no more"
+            return {"error": codec.encode_error(DeliveryError(why, phase="waiting"))}
         number = asked.number
         if number in self._requests:
             raise KeeperFault(f"there is a request {number} already")
@@ -221,6 +225,11 @@ class Borrower(GuardedAMP):
 
     def release(self, released: bytes) -> None:
         self._released(Released.decode(released))
+
+    @property
+    def in_use(self) -> int:
+        """How many sessions it has or waits for."""
+        return len(self._requests) + sum(pair.lease is not None for pair in self._lent.values())
 
     # -- leases ------------------------------------------------------------------------------------------------
 
@@ -443,6 +452,15 @@ class Keeper(Factory):
         before = self._last_users.get(session, uid)
         self._last_users[session] = uid
         return before != uid
+
+    @property
+    def most_leases(self) -> int | None:
+        """How many sessions one user may have or wait for, if there is a limit."""
+        return None if self._configuration is None else self._configuration.leases_per_user
+
+    def in_use(self, uid: int | None) -> int:
+        """How many sessions the user ``uid`` has or waits for, by all his borrowers."""
+        return sum(borrower.in_use for borrower in self.borrowers if borrower.uid == uid)
 
     def identify(self, transport: Any) -> tuple[int | None, int | None]:
         """The process and the user at the other end of a UNIX socket (SO_PEERCRED), as far as the transport tells."""

@@ -124,6 +124,9 @@ WRONG: tuple[tuple[str, int, str, tuple[str, ...]], ...] = (
     ("[anchors.a]\nfile = 'ca'\npath = 'ca'\n", 3, "anchors.a.path", ("not known", "file")),
     # Users.
     ("[access]\nuser = ['root']\n", 2, "access.user", ("not known", "users, groups")),
+    ("[access]\nleases_per_user = 0\n", 2, "access.leases_per_user", ("0", "at least 1")),
+    ("[access]\nleases_per_user = true\n", 2, "access.leases_per_user", ("True", "whole number")),
+    ("[access]\nleases_per_user = '5'\n", 2, "access.leases_per_user", ("'5'", "whole number")),
     ("[access]\nusers = [-1]\n", 2, "access.users", ("-1", "number from 0")),
     ("[access]\nusers = [true]\n", 2, "access.users", ("True",)),
     ("[access]\nusers = [1.5]\n", 2, "access.users", ("1.5",)),

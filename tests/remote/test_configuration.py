@@ -100,6 +100,41 @@ class Case(SynchronousTestCase):
         return texts
 
 
+class LeasesTests(Case):
+    """How many sessions one user may have at a time."""
+
+    def test_no_more_than_so_many_for_each_user_in_all_his_processes(self) -> None:
+        bed = self.bed(Configuration(access=EVERYBODY, leases_per_user=2))
+        leases = [bed.lease(ANN), bed.lease(ANN)]
+        error = bed.lease(ANN)
+        self.assertIsInstance(error, DeliveryError)
+        self.assertEqual((error.phase, error.retriable), ("waiting", True))
+        self.assertIn(f"user {ANN} has or waits for 2 sessions", str(error))
+        bed.caches.pop(ANN)  # another process of his
+        self.assertIsInstance(bed.lease(ANN), DeliveryError)
+        leases.append(bed.lease(BOB))
+        leases[0].release()
+        bed.reactor.run_for(0.1)
+        leases.append(bed.lease(ANN))
+        for lease in leases:
+            lease.release()
+        bed.reactor.run_for(0.1)
+        self.assertEqual(bed.kept_counts()[0], 0)
+
+    def test_who_waits_counts(self) -> None:
+        bed = self.bed(
+            Configuration(Limits(sessions_per_destination=1), access=EVERYBODY, leases_per_user=2),
+        )
+        lease = bed.lease(ANN)
+        waiting = Outcome(bed.of(ANN).acquire(bed.destination))
+        bed.reactor.run_for(0.1)
+        self.assertIsInstance(bed.lease(ANN, bed.to(HOP, namespace="other")), DeliveryError)
+        lease.release()
+        bed.finish(waiting).release()
+        bed.reactor.run_for(0.1)
+        self.assertEqual(bed.kept_counts()[0], 0)
+
+
 class AccessTests(Case):
     def check_admitted(self, bed: Bed, uid: int) -> None:
         self.assertIsInstance(bed.mail(uid), DeliveryResult)
