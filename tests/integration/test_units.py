@@ -69,6 +69,6 @@ class UnitTests(SynchronousTestCase):
             r"(?m)^ExecStart=\S+ --log-format=text mailcache (.*)$", (UNITS / "mailcache.service").read_text()
         )
         options = Options()
-        options.parseOptions(command.split())
+        options.parseOptions(command.replace("/etc/mailcache.toml", str(UNITS.parent / "mailcache.toml")).split())
         self.assertEqual(options["listen"], "systemd")
         self.assertEqual((options["life"].retire_after, options["life"].max_memory), (604_800, 512 << 20))
