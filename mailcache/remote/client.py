@@ -325,6 +325,7 @@ class RemoteSessionCache:
 
     def _granted(self, asked: Asked, answer: dict[str, Any]) -> None:
         grant = Granted.decode(answer["granted"])
+        self._link.lent()
         descriptor = answer.get("descriptor")
         if descriptor is not None:
             borrowed = self._meet(grant.pair, descriptor, answer.get("facts"), asked.destination)

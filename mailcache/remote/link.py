@@ -179,6 +179,10 @@ class Link:
         if self._wire is not None:
             self._wire.tell(command, **arguments)
 
+    def lent(self) -> None:
+        """A session was had: those who were followed have lent, however soon they have retired."""
+        self._followed = 0
+
     def tick(self, now: float, busy: bool) -> None:
         """Time has passed; ``busy`` says whether anybody depends on the keeper's being alive. Somebody depends on the
         former ones always: they are there for his lease."""

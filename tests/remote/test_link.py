@@ -427,6 +427,15 @@ class FollowingTests(SynchronousTestCase):
         self.assertFalse(bed.link.want())
         self.assertEqual(round(bed.pause(), 1), FIRST_PAUSE)
 
+    def test_those_that_lend_are_followed_however_soon_they_retire(self) -> None:
+        """Restarts may come one upon the other."""
+        bed = LinkBed()
+        for _ in range(3 * MAX_FOLLOWED):
+            bed.made().lent()
+            self.retire(bed)
+        self.assertTrue(bed.link.want())
+        self.assertNotIn("lost", bed.heard)
+
     def test_nobody_there_after_it(self) -> None:
         bed = LinkBed()
         bed.made()
