@@ -14,7 +14,7 @@ from mailcache.wire.commands import DATA as DATA_COMMAND
 from mailcache.wire.commands import bdat
 from mailcache.wire.content import TERMINATOR
 from mailcache.wire.replies import Reply
-from mailcache.wire.transaction import DONE, LAST, RCPT_TAKEN, Transaction
+from mailcache.wire.transaction import DONE, LAST, Transaction
 
 MAX_CONTENT = 65_536
 """Bytes of content: what fits a server's socket buffer, so that no reply waits for it to be read."""
@@ -80,6 +80,8 @@ class OneFlight(Transaction):
         )
         self._commands += bdat(len(content)) + content
         self._kinds[-1] = LAST
+        # Who is accepted at RCPT has the content by the reply to that, or has not.
+        self._taken_at_rcpt = self._undecided
 
     # -- what has come of it -----------------------------------------------------------------------------------
 
@@ -109,21 +111,10 @@ class OneFlight(Transaction):
             super()._mail(reply)
 
     def _rcpt(self, reply: Reply) -> None:
-        code = reply.code
-        recipient = self._recipients[self._recipient]
-        self._recipient += 1
-        if code in RCPT_TAKEN:
-            if self._mail_refused is None:
-                self._undecided.append(recipient)
-            else:
-                self._contradicted = True
-        elif code == 421 or code < 400:
-            self._closing = code == 421
-            self._unexpected("RCPT", reply)
-        elif self._mail_refused is None:
-            if code == 503:
-                self._out_of_step = reply
-            self._refuse(recipient, reply, self._undecided)
+        self._closing = reply.code == 421
+        if reply.code == 503 and self._mail_refused is None:
+            self._out_of_step = reply
+        super()._rcpt(reply)
 
     def _last(self, reply: Reply) -> None:
         code = reply.code

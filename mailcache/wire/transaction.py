@@ -45,7 +45,7 @@ WAITING, COMMANDS, CONTENT, EMPTY, DONE, CUT = (
     "cut",
 )
 
-RCPT_TAKEN = frozenset((250, 251, 252))
+_RCPT_TAKEN = frozenset((250, 251, 252))
 
 _TOO_MANY_RECIPIENTS = (None, (4, 5, 3))
 """The enhanced status of a 452 to RCPT that is about their number (RFC 5321 4.5.3.1.10, RFC 3463); other ones are about
@@ -73,6 +73,7 @@ class Transaction:
     _position = 0
     _recipient = 0
     accepted: list[str]
+    _taken_at_rcpt: list[str]
     clean = True
     content_begun = False
     content_written = False
@@ -109,7 +110,7 @@ class Transaction:
         self._lmtp = lmtp
         self._recipients = recipients
         self._undecided: list[str] = []
-        self.accepted = []
+        self.accepted = self._taken_at_rcpt = []
         self.rejected: dict[str, Reply] = {}
         self.excess: list[str] = []
 
@@ -227,28 +228,24 @@ class Transaction:
         code = reply.code
         recipient = self._recipients[self._recipient]
         self._recipient += 1
-        if code in RCPT_TAKEN:
+        if code in _RCPT_TAKEN:
             if self._mail_refused is None:
-                self.accepted.append(recipient)
+                self._taken_at_rcpt.append(recipient)
             else:
                 self._contradicted = True
         elif code == 421 or code < 400:
             self._unexpected("RCPT", reply)
             return
         elif self._mail_refused is None:
-            self._refuse(recipient, reply, self.accepted)
+            self.rejected[recipient] = reply
+            if code == 452 and self._taken_at_rcpt and reply.enhanced in _TOO_MANY_RECIPIENTS:
+                self.excess.append(recipient)
+            if len(self.rejected) == len(self._recipients):
+                self.final = reply
         if not self._pipelining:
             self.step = COMMANDS
             if self._kinds[self._position] == DATA and not self.accepted:
                 self.step = DONE
-
-    def _refuse(self, recipient: str, reply: Reply, taken: list[str]) -> None:
-        """``recipient`` is refused, after those in ``taken`` were accepted."""
-        self.rejected[recipient] = reply
-        if reply.code == 452 and taken and reply.enhanced in _TOO_MANY_RECIPIENTS:
-            self.excess.append(recipient)
-        if len(self.rejected) == len(self._recipients):
-            self.final = reply
 
     def _data(self, reply: Reply) -> None:
         code = reply.code
