@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache import DeliveryResult, Limits, Timeouts, TLSPolicy
 from mailcache.remote import commands
-from mailcache.remote.keeper import Borrower
+from mailcache.remote.lending import Borrower
 from mailcache.testing import Fault, MemoryReactor
 from tests.helpers import CREDENTIALS, KEEPER, KeeperBed, Outcome, authority, keeper_cache, stored
 from tests.session_cache import SessionCacheTests

@@ -12,7 +12,8 @@ from mailcache import DeliveryResult, Limits, MemorySessionCache
 from mailcache.memory import CLOSE_LIMIT
 from mailcache.remote import commands
 from mailcache.remote.calling import PING_PATIENCE
-from mailcache.remote.keeper import FAREWELL, Borrower, Keeper
+from mailcache.remote.keeper import FAREWELL, Keeper
+from mailcache.remote.lending import Borrower
 from mailcache.remote.link import FOLLOW_PATIENCE, MAX_FOLLOWED
 from mailcache.testing import Fault
 from tests.helpers import KEEPER, KeeperBed, Outcome

@@ -16,7 +16,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from mailcache import DeliveryResult, Destination, Envelope, Limits, MemorySessionCache, RemoteSessionCache, deliver
 from mailcache.envelope import NO_NEEDS
-from mailcache.remote import codec, commands, keeper
+from mailcache.remote import codec, commands, lending
 from mailcache.remote.commands import KeeperFault
 from mailcache.remote.keeper import Keeper
 from mailcache.remote.packed import Granted, Released, Wanted
@@ -180,7 +180,7 @@ class CommandTests(RawCase):
             self.assertTrue(bed.linked)
 
     def test_too_many_requests(self) -> None:
-        self.patch(keeper, "MAX_REQUESTS", 3)
+        self.patch(lending, "MAX_REQUESTS", 3)
         bed = self.bed(limits=Limits(sessions_per_endpoint=1))
         granted, _ = bed.borrow()
         waiting = [bed.ask(number) for number in (2, 3, 4)]
