@@ -88,8 +88,11 @@ class Account:
         }
 
 
+MAX_NAMESPACE = 100
+"""Characters of a namespace by which accounts are kept: a borrower may choose one of some kilobytes."""
+
 Whose = tuple[str, str, int | None]
-"""A destination as text, its namespace, and its user in a keeper: whose account it is."""
+"""A destination as text, the beginning of its namespace, and its user in a keeper: whose account it is."""
 
 
 class Accounts:
@@ -101,7 +104,7 @@ class Accounts:
 
     def of(self, destination: Destination) -> Account:
         """The account of ``destination``."""
-        whose = (str(destination), destination.namespace, destination.identity.uid)
+        whose = (str(destination), destination.namespace[:MAX_NAMESPACE], destination.identity.uid)
         account = self._open.get(whose)
         if account is None:
             account = self._open[whose] = Account()

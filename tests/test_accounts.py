@@ -68,6 +68,14 @@ class AccountsTests(SynchronousTestCase):
             [(name(ONE), 1), (name(THREE), 1), (name(TWO), 3)],
         )
 
+    def test_a_namespace_counts_by_its_beginning(self) -> None:
+        """As many accounts as there are must not take more than they may, nor 25 of them more than an answer holds."""
+        accounts = Accounts()
+        for last in "ab":
+            accounts.of(to("one.example", namespace="\u20ac" * 10_000 + last)).hits += 1
+        ((whose, account),) = accounts.rows()
+        self.assertEqual((whose[1], account.hits), ("\u20ac" * module.MAX_NAMESPACE, 2))
+
     def test_what_is_closed_stays_in_the_total(self) -> None:
         self.patch(module, "MAX_ACCOUNTS", 2)
         accounts = Accounts()

@@ -38,8 +38,8 @@ LOOKS = 5
 """How many looks of the keeper at who has a lease and says nothing end his link: a borrower that lives calls Ping three
 times a second while it has one. Looks are counted, since a keeper that was stopped itself has heard nobody."""
 
-ACCOUNTS_AT_A_TIME = 50
-"""Accounts in one answer: of some 300 bytes each, 1,200 at most, and an answer holds 65,535."""
+ACCOUNTS_AT_A_TIME = 25
+"""Accounts in one answer: of some 300 bytes each, 2,500 at most, and an answer holds 65,535."""
 
 
 class _Pair:
