@@ -4,6 +4,7 @@ Nothing here needs a real socket or real time, and all of it works with them too
 """
 
 from mailcache.testing.certificates import Authority, Issued, ServerTLS, self_signed
+from mailcache.testing.chaos import Chaos
 from mailcache.testing.faults import APPLICABLE, KINDS, Fault
 from mailcache.testing.network import MemoryReactor
 from mailcache.testing.pairs import MemoryPairs
@@ -18,6 +19,7 @@ __all__ = [
     "KINDS",
     "WINDOW",
     "Authority",
+    "Chaos",
     "Connection",
     "Fault",
     "Issued",

@@ -27,6 +27,7 @@ from twisted.python.failure import Failure
 
 from mailcache.testing.authentication import MECHANISMS
 from mailcache.testing.certificates import Issued
+from mailcache.testing.chaos import Chaos
 from mailcache.testing.conversation import Conversation
 from mailcache.testing.faults import NEEDS_TLS, TLS_POINTS, Fault
 from mailcache.testing.records import Connection, Message
@@ -55,6 +56,15 @@ Challenge = Callable[[str, bytes], bytes | None]
 class _Armed:
     fault: Fault
     left: int
+
+
+@attrs.define(eq=False)
+class _Forgotten:
+    """How many there were of what there are no records of any more."""
+
+    connections: int = 0
+    handshakes: int = 0
+    messages: int = 0
 
 
 class _Accepting(Factory):
@@ -93,6 +103,7 @@ class SMTPServer:
         mechanisms: Iterable[str] = MECHANISMS,
         auth_in_clear: bool = False,
         faults: Iterable[Fault] = (),
+        chaos: Chaos | None = None,
         hostname: str = "mx.test",
         verdict: Verdict | None = None,
         challenge: Challenge | None = None,
@@ -108,6 +119,8 @@ class SMTPServer:
         @param mechanisms: those that AUTH offers, of L{mailcache.testing.authentication.ALL_MECHANISMS}; with EXTERNAL,
             clients are asked for a certificate, whose common name must be the user, or what C{users} has for it.
         @param auth_in_clear: offer AUTH without TLS too.
+        @param faults: see L{arm}.
+        @param chaos: more faults, by chance.
         @param challenge: see L{Challenge}.
         @param slow_delay: seconds that ``slow`` is late.
         @param drip_interval: seconds between two octets of ``drip``.
@@ -126,6 +139,7 @@ class SMTPServer:
         self.mechanisms = tuple(mechanisms)
         self.auth_in_clear = auth_in_clear
         self.challenge = challenge
+        self.chaos = chaos
         self.hostname = hostname
         self.verdict = verdict
         self.slow_delay = slow_delay
@@ -142,6 +156,7 @@ class SMTPServer:
         self._live: list[Conversation] = []
         self._ports: list[IListeningPort] = []
         self._senders: list[str] = []
+        self._forgotten = _Forgotten()
         self._down: IDelayedCall | None = None
         self._emptied: list[Deferred[None]] = []
         for fault in faults:
@@ -249,10 +264,13 @@ class SMTPServer:
                 armed.left -= 1
                 self._fire(armed.fault, record)
                 return armed.fault.kind
-        return None
+        kind = None if self.chaos is None else self.chaos.choose(point, record, only)
+        if kind is not None:
+            self._fire(Fault(point, kind), record)
+        return kind
 
     def strike_idle(self) -> int:
-        """Let the faults of point ``idle`` strike all parked connections; gives how many it has hit."""
+        """Let the faults of point ``idle`` strike all parked connections, and chaos some; gives how many it has hit."""
         hit = 0
         for armed in list(self._armed):
             parked = [each for each in self._live if each.parked and self._strikes(armed, "idle", each.record)]
@@ -263,6 +281,13 @@ class SMTPServer:
                 hit += 1
                 if armed.fault.kind != "restart" or conversation is parked[-1]:
                     conversation.strike_idle(armed.fault.kind)
+        if self.chaos is not None:
+            for conversation in list(self._live):
+                kind = self.chaos.choose("idle", conversation.record) if conversation.parked else None
+                if kind is not None:
+                    self._fire(Fault("idle", kind), conversation.record)
+                    hit += 1
+                    conversation.strike_idle(kind)
         return hit
 
     @staticmethod
@@ -284,7 +309,7 @@ class SMTPServer:
 
     def accept(self, peer: IAddress) -> Conversation:
         """A connection has come."""
-        record = Connection(len(self.connections) + 1, peer)
+        record = Connection(self.connection_count + 1, peer)
         self.connections.append(record)
         conversation = Conversation(self, record)
         self._live.append(conversation)
@@ -319,6 +344,25 @@ class SMTPServer:
 
     # Counting
 
+    def forget(self) -> None:
+        """
+        Drop the records of what is over, so that a long run does not fill the memory: messages, the connections that
+        have ended, the log, the faults that have struck, the senders. Counts and violations stay.
+        """
+        forgotten = self._forgotten
+        over = [record for record in self.connections if record.closed is not None]
+        forgotten.connections += len(over)
+        forgotten.handshakes += sum(record.handshakes for record in over)
+        forgotten.messages += sum(message.committed for message in self.messages)
+        self.connections = [record for record in self.connections if record.closed is None]
+        for record in self.connections:
+            record.messages.clear()
+            record.commands.clear()
+        self.messages.clear()
+        self.fired.clear()
+        self.log.clear()
+        self._senders.clear()
+
     @property
     def open_count(self) -> int:
         """Connections that live."""
@@ -327,17 +371,17 @@ class SMTPServer:
     @property
     def connection_count(self) -> int:
         """Connections there have been."""
-        return len(self.connections)
+        return self._forgotten.connections + len(self.connections)
 
     @property
     def handshake_count(self) -> int:
         """TLS handshakes completed."""
-        return sum(record.handshakes for record in self.connections)
+        return self._forgotten.handshakes + sum(record.handshakes for record in self.connections)
 
     @property
     def message_count(self) -> int:
         """Messages taken."""
-        return sum(message.committed for message in self.messages)
+        return self._forgotten.messages + sum(message.committed for message in self.messages)
 
     def transactions_seen(self, mail_from: str) -> int:
         """How many MAIL commands had this sender, refused or not."""
