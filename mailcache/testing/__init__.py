@@ -9,6 +9,7 @@ from mailcache.testing.faults import APPLICABLE, KINDS, Fault
 from mailcache.testing.network import MemoryReactor
 from mailcache.testing.pairs import MemoryPairs
 from mailcache.testing.records import Connection, Message
+from mailcache.testing.scripted_cache import Script, ScriptedSessionCache, Sent
 from mailcache.testing.server import CAPABILITIES, SMTPServer, Verdict
 from mailcache.testing.transports import HIGH_WATER, WINDOW, MemoryTransport
 
@@ -28,6 +29,9 @@ __all__ = [
     "MemoryTransport",
     "Message",
     "SMTPServer",
+    "Script",
+    "ScriptedSessionCache",
+    "Sent",
     "ServerTLS",
     "Verdict",
     "self_signed",
