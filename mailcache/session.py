@@ -312,8 +312,9 @@ class Session:
     def _fail(self, ours: Transaction, cut: Cut) -> None:
         endpoint = str(self.key.endpoint)
         outcome: DeliveryResult | Exception
-        # A reply too many says that a refusal before the content may have been meant for another command.
-        if ours.decided and (ours.content_begun or cut.reason != "unsolicited"):
+        if cut.reason == "unsolicited":
+            ours.surplus()
+        if ours.decided:
             outcome = self._verdict(ours)
         elif ours.doubtful:
             outcome = UncertainDelivery(

@@ -114,8 +114,9 @@ class GuardTests(Case):
         self.assertEqual(self.flights(bed), 1)
 
     def test_the_last_reply_was_of_another_kind(self) -> None:
-        bed = self.bed(server={"verdict": says(dot=b"250 2.1.5 ok\r\n")})
-        self.assertEqual(self.flights(bed), 2)
+        bed = Bed(make_cache=self.make_cache, server={"verdict": says(dot=b"250 2.1.5 ok\r\n")})
+        self.sent(bed)
+        self.assertEqual(self.flights(bed, destination=bed.to("[127.0.0.1]:2525", one_flight=True)), 2)
 
     def test_lmtp(self) -> None:
         bed = Bed(one_flight=True, protocol="lmtp", server={"lmtp": True})
@@ -139,6 +140,28 @@ class EndingTests(Case):
                 # Who knows; but not twice.
                 self.check(outcome, bed, UncertainDelivery, min(1, bed.server.message_count - 1), 1)
                 self.assertEqual((outcome.accepted, outcome.undecided), ((), ("b@example.com",)))
+
+    def test_a_reply_too_many_leaves_doubt_about_everybody(self) -> None:
+        """It shifts those behind it: what is said of one recipient was meant for another, and is no verdict."""
+        everybody = ("b@example.com", "nobody@example.com")
+        cases: dict[str, tuple[dict[str, bytes], int]] = {
+            "taken": ({}, 1),
+            "refused": ({"dot": b"554 5.6.0 no"}, 0),
+        }
+        for what, (replies, taken) in cases.items():
+            for point in ("mail", "rcpt"):
+                bed = self.bed(Fault(point, "unsolicited", transaction=2))
+
+                def verdict(
+                    point: str, argument: str, record: Any, replies: dict[str, bytes] = replies
+                ) -> bytes | None:
+                    return b"550 5.1.1 unknown" if argument.startswith("nobody") else replies.get(point)
+
+                bed.server.verdict = verdict
+                outcome = bed.deliver(recipients=everybody)
+                with self.subTest(what=what, point=point):
+                    self.check(outcome, bed, UncertainDelivery, taken, 1)
+                    self.assertEqual((outcome.accepted, outcome.rejected, outcome.undecided), ((), {}, everybody))
 
     def test_closing_replies_to_commands_leave_none(self) -> None:
         """421: the server reads no more. It goes once more, on a fresh session."""

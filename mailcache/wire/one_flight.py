@@ -5,6 +5,10 @@ breaks off leaves doubt, with these exceptions: 421 to MAIL or RCPT, after which
 all recipients; and 503 to MAIL on a session that has carried a message, or to RCPT, while nobody was accepted, where
 server and client are out of step. The replies that are still owed are read then: if the content is refused as well
 the message was not taken, and if it is accepted nobody can know what was.
+
+A reply too many shifts all that come behind it, to recipients that they were not for. It shows in two ways, and either
+leaves doubt about everybody: by the reply that is left over in the end, and by one to an address where that to the
+content is due.
 """
 
 from __future__ import annotations
@@ -41,8 +45,12 @@ def allows(capabilities: Capabilities, last_reply: Reply | None, age: float) -> 
     """
     if not (capabilities.chunking and capabilities.pipelining and capabilities.enhancedstatuscodes and age < FRESH):
         return False
-    enhanced = None if last_reply is None else last_reply.enhanced
-    return enhanced is None or enhanced[1] != ADDRESS_STATUS
+    return last_reply is None or not _to_an_address(last_reply)
+
+
+def _to_an_address(reply: Reply) -> bool:
+    enhanced = reply.enhanced
+    return enhanced is not None and enhanced[1] == ADDRESS_STATUS
 
 
 class OneFlight(Transaction):
@@ -101,6 +109,13 @@ class OneFlight(Transaction):
             return ()
         return tuple([recipient for recipient in self._recipients if recipient not in self.rejected])
 
+    def surplus(self) -> None:
+        self.final = None
+        self.accepted = []
+        self.rejected.clear()
+        self._content_answered = self._content_refused = False
+        self._contradicted = True
+
     # -- replies -----------------------------------------------------------------------------------------------
 
     def _mail(self, reply: Reply) -> None:
@@ -118,7 +133,10 @@ class OneFlight(Transaction):
 
     def _last(self, reply: Reply) -> None:
         code = reply.code
-        if code < 300 and self._undecided and not self._contradicted:
+        if _to_an_address(reply) and (code < 300 or self._undecided or self._contradicted):
+            self.surplus()
+            self._cut("the reply to the content is one to an address", reply)
+        elif code < 300 and self._undecided and not self._contradicted:
             self._out_of_step = None
             self._content_taken(reply)
         elif code < 300 and self._contradicted:

@@ -168,6 +168,11 @@ class Transaction:
         """The recipients whose fate hangs on replies to the content that have not come."""
         return tuple(self._undecided)
 
+    def surplus(self) -> None:
+        """There was a reply too many: a refusal before the content may have been meant for another command."""
+        if not self.content_begun:
+            self.final = None
+
     @property
     def keeps(self) -> bool:
         """Whether the session stands at a clean place and may carry the next transaction."""
@@ -199,9 +204,8 @@ class Transaction:
         self.culprit = reply
 
     def _unexpected(self, command: str, reply: Reply) -> None:
-        if reply.code < 400 and not self.content_begun:
-            # Replies and commands are out of step: who was refused may not have been meant.
-            self.final = None
+        if reply.code < 400:
+            self.surplus()
         self._cut(f"the reply to {command} was {reply}", reply)
 
     def _rset(self, reply: Reply) -> None:

@@ -170,6 +170,22 @@ class RepliesTests(SynchronousTestCase):
         self.check((503, 250, 503, 554), CUT, False, decided=False)
         self.check((550, 250, 503, 554), DONE, False, rejected={ONE: 550, TWO: 550}, final=550)
 
+    def test_a_reply_to_an_address_where_the_contents_is_due(self) -> None:
+        """One reply was too many, and all behind it were counted for others: who is accepted nobody knows."""
+        for *codes, last, status in (
+            (250, 250, 250, 250, "2.1.5"), (250, 250, 250, 550, "5.1.1"), (451, 250, 250, 550, "5.1.1"),
+            (250, 550, 550, 250, "2.1.5"),
+        ):  # fmt: skip
+            ours = begin()
+            ours.replies([*map(Reply.make, codes), Reply.make(last, status)])
+            self.assertEqual((ours.step, ours.decided, ours.doubtful), (CUT, False, True), (codes, last))
+            self.assertEqual((ours.accepted, ours.rejected, ours.undecided), ([], {}, (ONE, TWO)), (codes, last))
+
+    def test_all_are_refused_in_terms_of_addresses(self) -> None:
+        ours = begin()
+        ours.replies([*map(Reply.make, (250, 550, 550)), Reply.make(554, "5.1.1 no valid recipients")])
+        self.assertEqual((ours.step, ours.decided, ours.keeps), (DONE, True, True))
+
     def test_replies_that_are_none_of_these(self) -> None:
         for codes in ((354,), (220,), (250, 354), (250, 250, 220), (250, 250, 250, 354), (250, 550, 450, 354)):
             self.check(codes, CUT, True)
