@@ -1,0 +1,196 @@
+"""Both sides of the books: what callers were told of each recipient, and how often servers have taken the letter.
+
+=============  ==================================================  =========================
+told           when                                                servers may have it
+=============  ==================================================  =========================
+accepted       in a `DeliveryResult` or an `UncertainDelivery`     once
+rejected       likewise                                            never
+undecided      in an `UncertainDelivery`                           once, or never
+error          `DeliveryError`                                     never
+cancelled      `CancelledError`                                    never
+unreported     nothing, for who was to tell it was killed          once, or never
+=============  ==================================================  =========================
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from twisted.internet.defer import CancelledError
+
+from mailcache import DeliveryError, DeliveryResult, UncertainDelivery
+from mailcache.testing import Message
+from tests.nightly.letters import label_of, letter
+
+ALLOWED = {
+    "accepted": (1,),
+    "rejected": (0,),
+    "undecided": (0, 1),
+    "error": (0,),
+    "cancelled": (0,),
+    "unreported": (0, 1),
+}
+"""How often a letter may be at servers for a recipient of whom this was told."""
+
+SHOWN = 20
+"""Of what is wrong, no more than so much is told in detail."""
+
+
+def told_by(outcome: object) -> dict[str, Any]:
+    """What came of a delivery, as JSON can hold it.
+
+    :raises TypeError: for an exception that no caller should ever see.
+    """
+    if isinstance(outcome, DeliveryResult):
+        return {"outcome": "result", "accepted": list(outcome.accepted), "rejected": list(outcome.rejected)}
+    if isinstance(outcome, UncertainDelivery):
+        return {
+            "outcome": "uncertain",
+            "accepted": list(outcome.accepted),
+            "rejected": list(outcome.rejected),
+            "undecided": list(outcome.undecided),
+        }
+    if isinstance(outcome, DeliveryError):
+        return {"outcome": "error"}
+    if isinstance(outcome, CancelledError):
+        return {"outcome": "cancelled"}
+    raise TypeError(f"a caller was told {outcome!r}")
+
+
+class Ledger:
+    """The books, of which settled pages are thrown away.
+
+    :ivar deliveries: how many ended in each way.
+    :ivar told: how many recipients of each kind there were.
+    :ivar taken: for how many of these a server has the letter.
+    :ivar wrong: what must not be, in words.
+    """
+
+    def __init__(self) -> None:
+        self.deliveries: Counter[str] = Counter()
+        self.told: Counter[str] = Counter()
+        self.taken: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.doubles = self.lies = self.losses = self.mixed = self.violations = 0
+        self._open: set[str] = set()
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._at_servers: Counter[str] = Counter()
+
+    def begin(self, label: str) -> None:
+        """A delivery of the letter with this label begins."""
+        assert label not in self._open and label not in self._reports
+        self._open.add(label)
+
+    def tell(self, label: str, report: dict[str, Any]) -> None:
+        """This has come of it: see `told_by`."""
+        self._open.remove(label)
+        self._reports[label] = report
+
+    def unreported(self) -> None:
+        """Of those that are open nobody will ever tell anything."""
+        for label in self._open:
+            self._reports[label] = {"outcome": "unreported"}
+        self._open.clear()
+
+    def take(self, message: Message) -> None:
+        """A server has read this to its end, and has taken it or not."""
+        label = label_of(message.sender)
+        if label is None:
+            self._mixed(f"a sender nobody has: {message.sender}")
+            return
+        sent = letter(label)
+        if message.sender != sent.sender or not set(message.recipients) <= set(sent.recipients):
+            self._mixed(f"{label}: an envelope of several: {message!r}")
+        elif message.content != sent.arriving:
+            self._mixed(f"{label}: {len(sent.arriving)} octets were sent, and others have come: {message!r}")
+        self._at_servers.update(message.accepted)
+
+    def violated(self, violations: list[str]) -> None:
+        """Clients have broken the protocol."""
+        self.violations += len(violations)
+        self.wrong += violations
+
+    def _mixed(self, what: str) -> None:
+        self.mixed += 1
+        self.wrong.append(what)
+
+    def settle(self) -> None:
+        """Compare both sides, now that all is over, and forget what was compared."""
+        self.wrong += [f"{label}: nothing has come of it" for label in self._open]
+        for label, report in self._reports.items():
+            outcome = report["outcome"]
+            self.deliveries[outcome] += 1
+            for recipient in letter(label).recipients:
+                self._compare(label, recipient, self._word(outcome, report, recipient))
+        for recipient, times in self._at_servers.items():
+            self._mixed(f"{recipient}: taken {times} times, and sent by nobody")
+        self._open.clear()
+        self._reports.clear()
+        self._at_servers.clear()
+
+    @staticmethod
+    def _word(outcome: str, report: dict[str, Any], recipient: str) -> str:
+        if outcome not in ("result", "uncertain"):
+            return outcome
+        words = [word for word in ("accepted", "rejected", "undecided") if recipient in report.get(word, ())]
+        return words[0] if len(words) == 1 else f"told {len(words)} things"
+
+    def _compare(self, label: str, recipient: str, word: str) -> None:
+        times = self._at_servers.pop(recipient, 0)
+        self.told[word] += 1
+        self.taken[word] += times > 0
+        self.doubles += times > 1
+        if times in ALLOWED.get(word, ()):
+            return
+        if word in ALLOWED and times == 1:
+            self.lies += 1
+        elif word == "accepted" and times == 0:
+            self.losses += 1
+        self.wrong.append(f"{label}: {recipient} was told {word}, and taken {times} times")
+
+    # -- what is shown
+
+    @property
+    def balanced(self) -> bool:
+        """Taken by servers = reported accepted + some of those of whom nothing is certain."""
+        certain = {"accepted", "undecided", "unreported"}
+        return self.taken["accepted"] == self.told["accepted"] and not any(
+            times for word, times in self.taken.items() if word not in certain
+        )
+
+    @property
+    def kept(self) -> bool:
+        """Whether every promise was."""
+        return self.balanced and not (self.wrong or self.doubles)
+
+    def lines(self) -> Iterator[str]:
+        """Both sides, one figure a line, and what is wrong."""
+        yield from figures("deliveries, by what callers were told", sum(self.deliveries.values()), self.deliveries)
+        yield from figures("recipients, by what callers were told", sum(self.told.values()), self.told)
+        yield from figures("recipients with the letter at a server", sum(self.taken.values()), self.taken)
+        yield figure("taken twice (doubles)", self.doubles)
+        yield figure("taken, though told otherwise (lies)", self.lies)
+        yield figure("told accepted, not taken (losses)", self.losses)
+        yield figure("mixed, altered or truncated", self.mixed)
+        yield figure("violations of the protocol", self.violations)
+        open_ones = ("undecided", "unreported")
+        some, of = sum(self.taken[word] for word in open_ones), sum(self.told[word] for word in open_ones)
+        yield (
+            f"{sum(self.taken.values()):,} taken {'=' if self.balanced else 'IS NOT'} {self.told['accepted']:,} "
+            f"reported accepted + {some:,} of the {of:,} of whom nothing is certain"
+        )
+        yield from (f"WRONG: {what}" for what in self.wrong[:SHOWN])
+
+
+def figure(name: str, number: int) -> str:
+    """One line."""
+    return f"{name:<44}{number:>12,}"
+
+
+def figures(name: str, total: int, parts: Counter[str]) -> Iterator[str]:
+    """A line, and one for each of its parts."""
+    yield figure(name, total)
+    for part in sorted(parts):
+        yield figure(f"  {part}", parts[part])
