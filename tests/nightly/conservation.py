@@ -307,9 +307,7 @@ class Round:
 
     def _count(self) -> None:
         for name, server in self.servers.items():
-            for message in server.messages:
-                self._ledger.take(message)
-            self._ledger.violated([f"round {self._seed}: {name}: {what}" for what in server.violations])
+            self._ledger.read(server, f"round {self._seed}: {name}")
             assert server.chaos is not None
             for (point, _), times in server.chaos.struck.items():
                 self.faults[point] += times

@@ -21,7 +21,8 @@ from typing import Any
 from twisted.internet.defer import CancelledError
 
 from mailcache import DeliveryError, DeliveryResult, UncertainDelivery
-from mailcache.testing import Message
+from mailcache.testing import Message, SMTPServer
+from mailcache.testing.faults import REFUSING
 from tests.nightly.letters import label_of, letter
 
 ALLOWED = {
@@ -107,10 +108,18 @@ class Ledger:
             self._mixed(f"{label}: {len(sent.arriving)} octets were sent, and others have come: {message!r}")
         self._at_servers.update(message.accepted)
 
-    def violated(self, violations: list[str]) -> None:
-        """Clients have broken the protocol."""
+    def read(self, server: SMTPServer, name: str) -> None:
+        """Enter all that this server has seen, and have it forget that."""
+        for message in server.messages:
+            self.take(message)
+        # Behind a RSET that the server refuses comes the MAIL that was pipelined with it.
+        refusals = {number for fault, number in server.fired if fault.point == "rset" and fault.kind in REFUSING}
+        pardoned = {f"connection {number}: MAIL in a transaction" for number in refusals}
+        violations = [what for what in server.violations if what not in pardoned]
         self.violations += len(violations)
-        self.wrong += violations
+        self.wrong += [f"{name}: {what}" for what in violations]
+        server.violations.clear()
+        server.forget()
 
     def _mixed(self, what: str) -> None:
         self.mixed += 1

@@ -149,9 +149,9 @@ def become(uid: int) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def main() -> None:
+def main(make: type[Borrower] = Borrower) -> None:
     keeper, next_hop, ca_file, domain, *user = sys.argv[1:]
-    borrower = Borrower(keeper, next_hop, ca_file, domain)
+    borrower = make(keeper, next_hop, ca_file, domain)
     for uid in user:
         become(int(uid))
     stdio.StandardIO(borrower)

@@ -140,9 +140,11 @@ class ProcessCase(TestCase):
     server: SMTPServer
     configuration: Path
 
+    make_server: type[SMTPServer] = SMTPServer
+
     def serve(self, **settings: Any) -> SMTPServer:
         certificate = authority().issue(names=("localhost",), addresses=("127.0.0.1",))
-        self.server = SMTPServer(reactor, certificate=certificate, **settings)
+        self.server = self.make_server(reactor, certificate=certificate, **settings)
         self.server.listen()
         self.addCleanup(self.server.close)
         return self.server
@@ -185,12 +187,14 @@ class ProcessCase(TestCase):
         await until(lambda: descriptors(process.pid) == process.open_at_start, 10)
         return process
 
+    borrower_script = Path(__file__).with_name("borrower_process.py")
+
     def borrower(
         self, next_hop: str | None = None, ca: str | None = None, domain: str = "y.test", uid: int | None = None
     ) -> Process:
         """A borrower; ``uid`` is whom it becomes before it connects."""
         where = next_hop if next_hop is not None else f"[127.0.0.1]:{self.server.port}"
-        script = str(Path(__file__).with_name("borrower_process.py"))
+        script = str(self.borrower_script)
         user = () if uid is None else (str(uid),)
         what = (script, self.socket, where, ca if ca is not None else ca_file(), domain, *user)
         return self._spawn("-c", WITH_REACTOR, self.reactor_name, *what)
