@@ -135,8 +135,7 @@ class Connection(Protocol):
             try:
                 data = tls.received(data)
             except TLSFailed as error:
-                self._wire.write(tls.outgoing())
-                self.cut("tls", f"TLS failed: {error}")
+                self._tls_failed(tls, error)
                 return
             if handshaking:
                 self._wire.write(tls.outgoing())
@@ -152,10 +151,17 @@ class Connection(Protocol):
                 self._borrower.bytes_received(data)
         elif data:
             self._parse(data)
-        if tls is not None and tls.closed:
+        if tls is not None and tls.broken is not None:
+            self._tls_failed(tls, tls.broken)
+        elif tls is not None and tls.closed:
             self.cut("closed", "the server closed TLS")
         elif not self._ended and self._borrower is None:
             self.receiver.read_finished()
+
+    def _tls_failed(self, tls: TLSLayer, error: TLSFailed) -> None:
+        if not self._ended:
+            self._wire.write(tls.outgoing())
+            self.cut("tls", f"TLS failed: {error}")
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._gone = True

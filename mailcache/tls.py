@@ -105,12 +105,14 @@ class TLSLayer:
 
     :ivar established: the handshake is done.
     :ivar closed: the peer has sent close_notify: no more will come.
+    :ivar broken: a record was broken, or an alert has come: why nothing more can be read.
     :ivar partial: a record has begun to arrive that is not complete; what is in it can't be known.
     """
 
     def __init__(self, context: SSL.Context, servername: str | None) -> None:
         self.established = False
         self.closed = False
+        self.broken: TLSFailed | None = None
         self.partial = False
         # Of the record under way: the beginning of its header, then how many bytes are still to come.
         self._head = b""
@@ -139,7 +141,9 @@ class TLSLayer:
     def received(self, data: bytes) -> bytes:
         """Take bytes from the network; gives the plain text in them, or b"".
 
-        :raises TLSFailed: for a broken record or an alert.
+        What stands before a broken record or an alert is as good as any: it is given, and `broken` tells of the rest.
+
+        :raises TLSFailed: for a broken record or an alert, with nothing before it.
         """
         connection = self._ssl
         connection.bio_write(data)
@@ -168,7 +172,9 @@ class TLSLayer:
         except SSL.ZeroReturnError:
             self.closed = True
         except SSL.Error as error:
-            raise TLSFailed(_said(error)) from None
+            self.broken = TLSFailed(_said(error))
+            if not plain:
+                raise self.broken from None
         return plain[0] if len(plain) == 1 else b"".join(plain)
 
     def _follow(self, data: bytes) -> None:

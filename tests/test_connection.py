@@ -680,6 +680,17 @@ class StartTLS(Case):
             self.assert_cut(scene, "tls", "TLS failed: ")
             self.assertEqual(scene.heard.codes, [])
 
+    def test_replies_before_a_broken_record_count(self) -> None:
+        """In one segment with it: what they say is proved, whatever comes behind them."""
+        for broken in (b"\x17\x03\x03\x00\x40" + b"\xa5" * 64, b"250 ok\r\n"):
+            scene = Scene()
+            scene.start_tls()
+            scene.asks(b"NOOP\r\n")
+            assert scene.peer.secure is not None
+            scene.puts(scene.peer.secure.says(OK) + broken)
+            self.assertEqual(scene.heard.events, [250, "cut"])
+            self.assert_cut(scene, "tls", "TLS failed: ")
+
     def test_bytes_may_come_one_by_one(self) -> None:
         scene = Scene()
         self.begin(scene)
