@@ -63,7 +63,7 @@ def _read(path: str) -> tuple[str, dict[str, object]]:
             line, said = int(place[1]), str(error).replace(place[0], "")
         else:
             # It is the end of the text where something is missing.
-            line, said = 1 + text.rstrip("\n").count("\n"), re.sub(r" \(at end of document\)", "", str(error))
+            line, said = 1 + text.rstrip("\r\n").count("\n"), re.sub(r" \(at end of document\)", "", str(error))
         raise ConfigurationError([f"{path}:{line}: no TOML: {said}"]) from error
 
 

@@ -60,10 +60,11 @@ class Lines:
             path = (*path, key)
             if one_of_many and place == len(keys) - 1:
                 self._arrays[path] = self._arrays.get(path, -1) + 1
+            # The tables around it may have no header of their own, and an array begins with its first table.
+            self._lines.setdefault(path, line)
             if path in self._arrays:
                 path = (*path, self._arrays[path])
-            # The tables around it may have no header of their own.
-            self._lines.setdefault(path, line)
+                self._lines.setdefault(path, line)
         return path
 
 

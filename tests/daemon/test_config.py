@@ -34,6 +34,7 @@ WRONG: tuple[tuple[str, int, str, tuple[str, ...]], ...] = (
     ("\nsessions = 5\n", 2, "sessions", ("not known",)),
     ("limits = 5\n", 1, "limits", ("a whole number", "write [limits]")),
     ("[[limits]]\nsessions = 5\n", 1, "limits", ("an array", "write [limits]")),
+    ("\n\n[[limits]]\nsessions = 5\n[[limits]]\n", 3, "limits", ("an array", "write [limits]")),
     ("[next_hop]\nmatch = '*'\n", 1, "next_hop", ("write [[next_hop]]",)),
     ("next_hop = [1]\n", 1, "next_hop", ("write [[next_hop]]",)),
     ("[namespace]\nbulk = true\n", 2, "namespace.bulk", ("true or false", "write [namespace.bulk]")),
@@ -146,6 +147,7 @@ NO_TOML = (
     (b"\n[limits]\nsessions = = 1\n", 3, "Invalid value"),
     (b"[limits]\n[limits]\n", 2, "twice"),
     (b"a = '''\n\n", 1, "''"),
+    (b"a = '''\r\n\r\n", 1, "''"),
     (b"[limits]\n\xff\xfe", 2, "UTF-8"),
     (b"a = " + b"[" * 100_000, 1, ""),
 )
