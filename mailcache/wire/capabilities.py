@@ -97,7 +97,8 @@ class Capabilities:
             words = _words(line)
             if not words or _KEYWORD.fullmatch(words[0]) is None:
                 continue
-            keyword, equals, first = words[0].upper().partition("=")
+            name, equals, first = words[0].partition("=")
+            keyword = name.upper()
             parameters = [first, *words[1:]] if equals and first else words[1:]
             keywords[keyword] = (*keywords.get(keyword, ()), *parameters)
         return cls(keywords)

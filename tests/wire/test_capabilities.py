@@ -105,6 +105,10 @@ class WhatServersSay(SynchronousTestCase):
             with self.subTest(lines=lines):
                 self.assertEqual(said(*lines).auth, mechanisms)
 
+    def test_parameters_are_kept_as_given(self) -> None:
+        for line in ("AUTH Plain xY=", "AUTH=Plain xY=", "auth=Plain xY="):
+            self.assertEqual(said(line).keywords["AUTH"], ("Plain", "xY="), line)
+
     def test_limits(self) -> None:
         for line, limits in (
             ("LIMITS MAILMAX=20 RCPTMAX=100 RCPTDOMAINMAX=1", (20, 100, 1)),
