@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import attrs
@@ -26,7 +27,7 @@ def _one_of(*known: str) -> Any:
 def _seconds(minimum: float) -> Any:
     def check(_: object, attribute: attrs.Attribute[Any], value: object) -> None:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not minimum <= value < float("inf"):  # type: ignore[operator]
+        if not number or not minimum <= value <= sys.float_info.max:  # type: ignore[operator]
             raise ValueError(f"{attribute.name}: {value!r} is not a number of seconds of at least {minimum:g}")
 
     return check
@@ -39,7 +40,7 @@ def patience(timeout: float | None, usual: float) -> float:
     """
     if timeout is None:
         return usual
-    if not isinstance(timeout, (int, float)) or not 0 <= timeout < float("inf"):
+    if not isinstance(timeout, (int, float)) or not 0 <= timeout <= sys.float_info.max:
         raise ValueError(f"timeout: {timeout!r} is not a number of seconds of at least 0")
     return timeout
 

@@ -363,7 +363,7 @@ class WrongInput(SynchronousTestCase):
                 right = f"a whole number of at least {least}"
             rows += [row(Limits, field.name, value, right) for value in values]
         for field in attrs.fields(Timeouts):
-            values = (0, 0.0, -1, float("nan"), float("inf"), "5", True, None)
+            values = (0, 0.0, -1, float("nan"), float("inf"), 10**400, "5", True, None)
             rows += [row(Timeouts, field.name, value, "a number of seconds of at least 0.001") for value in values]
         self.check(rows)
         self.check(

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mailcache.daemon import config_tables as tables
+from mailcache.daemon.config_lines import Path
 from mailcache.daemon.config_reading import Problems, Table
 from mailcache.limits import Limits, Timeouts
 from mailcache.remote.configuration import Configuration, Pattern, Rule
 
 __all__ = ["Configuration", "ConfigurationError", "load", "summary"]
+
+# More digits than Python makes a number of.
+_TOO_LONG = re.compile(r"[0-9](?:_?[0-9]){4300}")
 
 MAX_FILE = 4 * 1024 * 1024
 """Bytes of a configuration file."""
@@ -36,6 +40,10 @@ def load(path: str) -> Configuration:
     """
     text, values = _read(path)
     problems = Problems(path, text)
+    for where in _too_large(values):
+        problems.add(where, "a number of more than 64 bits, which TOML does not have")
+    if problems.lines:
+        raise ConfigurationError(problems.lines)
     found = _configuration(path, Table(problems, (), values))
     if problems.lines:
         raise ConfigurationError(problems.lines)
@@ -57,14 +65,29 @@ def _read(path: str) -> tuple[str, dict[str, object]]:
         raise ConfigurationError([f"{path}:{line}: no TOML: a byte that is not UTF-8; write it as UTF-8"]) from error
     try:
         return text, tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         place = re.search(r" \(at line (\d+), column \d+\)", str(error))
         if place is not None:
             line, said = int(place[1]), str(error).replace(place[0], "")
+        elif (number := _TOO_LONG.search(text)) is not None and not isinstance(error, tomllib.TOMLDecodeError):
+            line, said = 1 + text.count("\n", 0, number.start()), "a number of thousands of digits"
         else:
             # It is the end of the text where something is missing.
             line, said = 1 + text.rstrip("\r\n").count("\n"), re.sub(r" \(at end of document\)", "", str(error))
         raise ConfigurationError([f"{path}:{line}: no TOML: {said}"]) from error
+
+
+def _too_large(values: dict[str, object]) -> Iterator[Path]:
+    """Where integers are that TOML does not have: Python's parser takes any, which are no numbers of seconds then."""
+    left: list[tuple[Path, object]] = [((), values)]
+    while left:
+        where, value = left.pop()
+        if isinstance(value, dict):
+            left += [((*where, key), inner) for key, inner in value.items()]
+        elif isinstance(value, list):
+            left += [((*where, place), inner) for place, inner in enumerate(value)]
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            yield where
 
 
 def _configuration(path: str, top: Table) -> Configuration:

@@ -52,6 +52,9 @@ WRONG: tuple[tuple[str, int, str, tuple[str, ...]], ...] = (
     ("[limits]\nmax_age = nan\n", 2, "limits.max_age", ("seconds",)),
     ("[limits]\nmax_uses = 0\n", 2, "limits.max_uses", ("at least 1",)),
     ("[limits]\nkeep = 'never'\n", 2, "limits.keep", ("always, busy",)),
+    ("[limits]\n\nsessions = 0x" + "f" * 5_000 + "\n", 3, "limits.sessions", ("64 bits",)),
+    ("[limits]\nsessions = 9223372036854775808\n", 2, "limits.sessions", ("64 bits",)),
+    ("[access]\nusers = [\n1,\n-9223372036854775809]\n", 2, "access.users", ("64 bits",)),
     # Time limits.
     ("[timeouts]\nmial = 5\n", 2, "timeouts.mial", ("not known", "first_reply")),
     ("[timeouts]\ndot = 0\n", 2, "timeouts.dot", ("at least 0.001",)),
@@ -149,6 +152,8 @@ NO_TOML = (
     (b"a = '''\n\n", 1, "''"),
     (b"a = '''\r\n\r\n", 1, "''"),
     (b"[limits]\n\xff\xfe", 2, "UTF-8"),
+    (b"[limits]\n\nsessions = " + b"9" * 4_301, 3, "digits"),
+    (b"[limits]\n\nsessions = [5,\n" + b"9_" * 5_000 + b"9]\n", 4, "digits"),
     (b"a = " + b"[" * 100_000, 1, ""),
 )
 
