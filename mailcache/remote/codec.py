@@ -235,8 +235,11 @@ def decode_facts(data: bytes) -> Facts:
         verdict=str, setup_seconds=(int, float),
     )  # fmt: skip
     try:
-        keywords: dict[str, tuple[str, ...]] = {name: tuple(words) for name, words in fields["keywords"].items()}
-        evidence = dict(fields["evidence"])
+        keywords = {name: _words(words) for name, words in fields["keywords"].items()}
+        evidence = _take(
+            fields["evidence"], f"{what}: evidence", version=_TEXT, cipher=_TEXT, servername=_TEXT, chain_error=_TEXT,
+            not_before=(int, float), not_after=(int, float), names=list, certificate=str, public_key=str,
+        )  # fmt: skip
         evidence["names"] = tuple(
             DNSPattern.from_bytes(value.encode("ascii"))
             if kind == "dns"
@@ -252,8 +255,16 @@ def decode_facts(data: bytes) -> Facts:
             fields["verdict"],
             float(fields["setup_seconds"]),
         )
-    except (TypeError, ValueError, AttributeError, KeyError) as error:
+    except MalformedError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise MalformedError(f"{what}: {error}") from error
+
+
+def _words(words: object) -> tuple[str, ...]:
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("parameters of a keyword are text")
+    return tuple(words)
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
@@ -284,8 +295,8 @@ def decode_error(data: bytes) -> DeliveryError:
         reply=(list, type(None)),
     )  # fmt: skip
     try:
-        reply = None if fields["reply"] is None else Reply.make(int(fields["reply"][0]), str(fields["reply"][1]))
-    except (TypeError, ValueError, IndexError) as error:
+        reply = None if fields["reply"] is None else _reply(*fields["reply"])
+    except (TypeError, ValueError) as error:
         raise MalformedError(f"{what}: {error}") from error
     return DeliveryError(
         fields["message"],
@@ -294,3 +305,9 @@ def decode_error(data: bytes) -> DeliveryError:
         endpoint=fields["endpoint"],
         reply=reply,
     )
+
+
+def _reply(code: object, text: object) -> Reply:
+    if type(code) is not int or not isinstance(text, str):
+        raise ValueError("a reply is a code and a text")
+    return Reply.make(code, text)

@@ -192,6 +192,15 @@ class FactsTests(SynchronousTestCase):
                 with self.assertRaises(MalformedError, msg=name) as caught:
                     codec.decode_facts(json.dumps({**good, name: wrong}).encode())
                 self.assertIn(name, str(caught.exception))
+        for wrong in (
+            {"setup_seconds": 10**400},
+            {"keywords": {"SIZE": "1000"}},
+            {"keywords": {"SIZE": [1000]}},
+            *({"evidence": {**good["evidence"], name: {}}} for name in good["evidence"]),
+            {"evidence": {**good["evidence"], "names": [["dns", "*"], 5]}},
+        ):
+            with self.assertRaises(MalformedError, msg=wrong):
+                codec.decode_facts(json.dumps({**good, **wrong}).encode())
 
 
 class ErrorTests(SynchronousTestCase):
@@ -212,6 +221,14 @@ class ErrorTests(SynchronousTestCase):
 
     def test_refusals(self) -> None:
         good = json.loads(codec.encode_error(DeliveryError("no", phase="auth", reply=Reply.make(535, "no"))))
-        for name, wrong in (("reply", [1, "x"]), ("reply", []), ("reply", "535"), ("phase", 5), ("retriable", 1)):
+        for name, wrong in (
+            ("reply", [1, "x"]),
+            ("reply", []),
+            ("reply", "535"),
+            ("reply", [float("inf"), "x"]),
+            ("reply", ["535", "x"]),
+            ("phase", 5),
+            ("retriable", 1),
+        ):
             with self.assertRaises(MalformedError):
                 codec.decode_error(json.dumps({**good, name: wrong}).encode())
