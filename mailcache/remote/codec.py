@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 import attrs
+from service_identity import CertificateError
 from service_identity.hazmat import DNSPattern, IPAddressPattern
 
 from mailcache.destination import Credentials, Destination, Endpoint
@@ -257,7 +258,7 @@ def decode_facts(data: bytes) -> Facts:
         )
     except MalformedError:
         raise
-    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError, CertificateError) as error:
         raise MalformedError(f"{what}: {error}") from error
 
 
