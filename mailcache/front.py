@@ -62,6 +62,7 @@ class Front:
         self._name = name
         self._clock = clock
         self._buffer = b""
+        self._skipping = False  # the rest of a line that is too long
         self._greeted = False
         self._authenticated = False
         self._authentication: Authentication | None = None
@@ -122,12 +123,19 @@ class Front:
                 self._content_received(self._incoming)
                 continue
             line, end, rest = self._buffer.partition(b"\r\n")
+            too_long = len(line.removesuffix(b"" if end else b"\r")) > commands.MAX_AUTH
+            if too_long and not self._skipping:
+                self._say(own(500, "5.5.2 Line too long"))
             if not end:
-                if len(line) > commands.MAX_AUTH:
-                    self._buffer = b""
-                    self._say(own(500, "5.5.2 Line too long"))
+                if too_long or self._skipping:
+                    # The rest of it is no command; the last byte may be half of its end.
+                    self._skipping = True
+                    self._buffer = line[-1:]
                 return
             self._buffer = rest
+            if too_long or self._skipping:
+                self._skipping = False
+                continue
             self._stop_waiting()
             if self._authentication is not None:
                 self._take_authentication(self._authentication.respond(line))

@@ -149,6 +149,20 @@ class ConversationTests(FrontCase):
         self.assertEqual(bed.counts()[:2], (0, 1))
         self.leave(bed, client)
 
+    def test_a_line_that_is_too_long_is_no_command_to_its_end(self) -> None:
+        """However it is cut: what comes behind is the next command, and no part of it is one."""
+        line = b"x" * 12_280 + b"y" * 8 + b"\r" + b"z\n" * 100 + b"\r\nRSET\r\nMAIL FROM:<a@example.com>\r\nNOOP\r\n"
+        for cut in (len(line), 12_287, 12_288, 12_289, 12_290, 12_291, 12_400, 12_489, 12_490, 12_491):
+            bed = self.open()
+            client = self.connect(bed)
+            assert client.transport is not None
+            for piece in (line[:cut], line[cut:]):
+                client.transport.write(piece)
+                bed.reactor.pump()
+            codes = [answer[:3] for answer in client.read.split(b"\r\n")[:-1]]
+            self.assertEqual(codes, [b"500", b"250", b"503", b"250"], cut)
+            self.leave(bed, client)
+
     def test_a_line_without_an_end(self) -> None:
         bed = self.open()
         client = self.connect(bed)
