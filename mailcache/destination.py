@@ -327,9 +327,10 @@ def _socket_path(text: str) -> str:
         encoded = os.fsencode(path)
     except UnicodeEncodeError:
         encoded = b""
-    # 107 bytes is what sockaddr_un holds with its final NUL on Linux (unix(7)).
-    if not encoded.startswith(b"/") or b"\0" in encoded or len(encoded) > 107:
-        raise ValueError(f"next hop: {text!r}: an absolute path of at most 107 bytes is wanted after unix:")
+    # 107 bytes is what sockaddr_un holds with its final NUL on Linux (unix(7)). A path stands in errors and in logs, a
+    # keeper's too, whose lines no borrower is to write.
+    if not encoded.startswith(b"/") or not path.isprintable() or len(encoded) > 107:
+        raise ValueError(f"next hop: {text!r}: an absolute path of at most 107 bytes is wanted after unix:, printable")
     return path
 
 

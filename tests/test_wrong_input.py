@@ -130,7 +130,15 @@ class WrongInput(SynchronousTestCase):
             ],
             *[
                 (text, ("next hop: ", "an absolute path of at most 107 bytes is wanted after unix:"))
-                for text in ("unix:", "unix:run/lmtp", "unix:/run/\0", f"unix:/{'a' * 107}", "unix:/\xe4" + "\xe4" * 60)
+                for text in (
+                    "unix:",
+                    "unix:run/lmtp",
+                    "unix:/run/\0",
+                    "unix:/run/a\nb",
+                    "unix:/run/\x1b[m",
+                    f"unix:/{'a' * 107}",
+                    "unix:/\xe4" + "\xe4" * 60,
+                )
             ],
             ("unix:/\ud800", ("next hop: ", "an absolute path")),
             ("[IPv6:mail.example.com]", ("next hop: ", "'mail.example.com' is no IPv6 address")),
