@@ -259,8 +259,11 @@ class Front:
             self._say(own(555, "5.5.4 Unsupported parameter"))
         elif not line.isascii() and not self._relay.smtputf8:
             self._say(own(553, "5.6.7 SMTPUTF8 is needed for this address"))
-        else:
+        elif command.path is None:
             self._answer(self._relay.rcpt(line + b"\r\n"))
+        else:
+            # As we write it: a source route, which may have any characters, goes no further.
+            self._answer(self._relay.rcpt(commands.rcpt(command.path, smtputf8=self._relay.smtputf8)))
 
     def _data(self, command: Command, line: bytes) -> None:
         if not self._relay.in_transaction:

@@ -211,6 +211,17 @@ class ConversationTests(FrontCase):
         self.assertEqual(bed.server.messages[0].recipients, ("root",))
         self.leave(bed, client)
 
+    def test_a_source_route_goes_no_further(self) -> None:
+        """RFC 5321 appendix C; and what is in it nobody has looked at."""
+        bed = self.open()
+        client = self.connect(bed)
+        for route in ("@relay.example:", "@\x1b(B\x7f:", "@a,@b:"):
+            said = self.codes(bed, client, *HELLO, MAIL.replace("<", f"<{route}"), f"RCPT TO:<{route}{ONE}>", "RSET")
+            self.assertEqual(said, [250] * 4)
+        commands = set(bed.server.connections[0].commands[3:]) - {"RSET"}
+        self.assertEqual(commands, {MAIL + " BODY=8BITMIME", f"RCPT TO:<{ONE}>"})
+        self.leave(bed, client)
+
     def test_rset_ends_a_transaction_and_is_due_to_the_server(self) -> None:
         bed = self.open()
         client = self.connect(bed)
