@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mailcache.result import DeliveryError, UncertainDelivery
-from mailcache.wire.replies import Reply
+from mailcache.wire.replies import MAX_LINE, Reply
 
 _SUBJECTS = {
     "waiting": "3.2",
@@ -23,15 +23,30 @@ _SUBJECTS = {
 
 
 def own(code: int, text: str) -> Reply:
-    """A reply of the front's own: ``text`` as one printable line."""
-    return Reply.make(code, "".join([character if character.isprintable() else "?" for character in text]))
+    """A reply of the front's own: ``text`` as one printable line, which a client takes for one."""
+    return Reply.make(code, _cut("".join([character if character.isprintable() else "?" for character in text])))
 
 
 def encoded(reply: Reply) -> bytes:
-    """The octets of ``reply``, as the server wrote it; one that is flawed as one printable line."""
-    lines = reply.lines if reply.flaw is None else (reply.text.encode(),)
+    """The octets of ``reply`` as the server wrote it, or as one printable line if it has a flaw, or controls in it: it
+    ends in somebody's log, or on a terminal."""
+    as_it_is = reply.flaw is None and all(map(_printable, reply.lines))
+    lines = reply.lines if as_it_is else (_cut(reply.text).encode(),)
     heads = [b"%d-" % reply.code] * (len(lines) - 1) + [b"%d " % reply.code]
     return b"".join([head + line + b"\r\n" for head, line in zip(heads, lines, strict=True)])
+
+
+def _cut(text: str) -> str:
+    """What of ``text`` fits a line with its code and its end."""
+    return text.encode()[: MAX_LINE - 6].decode("utf-8", "ignore")
+
+
+def _printable(line: bytes) -> bool:
+    """Whether ``line`` is a text of RFC 5321 4.2 or RFC 6531 3.7.4.1: printable, with tabs."""
+    try:
+        return line.replace(b"\t", b" ").decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def refusal(error: DeliveryError) -> Reply:
