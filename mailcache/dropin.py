@@ -28,7 +28,7 @@ from mailcache.destination import Credentials, Destination
 from mailcache.envelope import Envelope
 from mailcache.fronting.connector import FrontConnector
 from mailcache.fronting.dialling import address_of, dial, login_of
-from mailcache.fronting.replies import doubt, refusal
+from mailcache.fronting.replies import doubt, refusal, shown
 from mailcache.memory import MemorySessionCache
 from mailcache.result import DeliveryError, DeliveryResult, UncertainDelivery
 from mailcache.trust.policy import TLSPolicy
@@ -269,7 +269,7 @@ def _content(msg: Any) -> Content:
 
 
 def _resp(reply: Reply) -> bytes:
-    return b"\n".join(reply.lines)
+    return b"\n".join(shown(reply))
 
 
 def _sent(result: DeliveryResult, asked: list[str]) -> tuple[int, list[tuple[bytes, int, bytes]]]:

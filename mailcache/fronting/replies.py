@@ -27,11 +27,16 @@ def own(code: int, text: str) -> Reply:
     return Reply.make(code, _cut("".join([character if character.isprintable() else "?" for character in text])))
 
 
-def encoded(reply: Reply) -> bytes:
-    """The octets of ``reply`` as the server wrote it, or as one printable line if it has a flaw, or controls in it: it
-    ends in somebody's log, or on a terminal."""
+def shown(reply: Reply) -> tuple[bytes, ...]:
+    """The texts of ``reply``'s lines as the server wrote them, or one printable line if it has a flaw, or controls in
+    it: they end in somebody's log, or on a terminal."""
     as_it_is = reply.flaw is None and all(map(_printable, reply.lines))
-    lines = reply.lines if as_it_is else (_cut(reply.text).encode(),)
+    return reply.lines if as_it_is else (_cut(reply.text).encode(),)
+
+
+def encoded(reply: Reply) -> bytes:
+    """The octets of ``reply`` for a client, with the lines of `shown`."""
+    lines = shown(reply)
     heads = [b"%d-" % reply.code] * (len(lines) - 1) + [b"%d " % reply.code]
     return b"".join([head + line + b"\r\n" for head, line in zip(heads, lines, strict=True)])
 

@@ -8,9 +8,9 @@ from typing import Any
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from mailcache import DeliveryError, DeliveryResult, Timeouts, UncertainDelivery
+from mailcache import DeliveryError, DeliveryResult, Timeouts, UncertainDelivery, sendmail
 from mailcache.testing.server import CAPABILITIES
-from tests.helpers import CREDENTIALS, Bed, KeeperBed
+from tests.helpers import CREDENTIALS, PORT, SMALL, Bed, KeeperBed, Outcome, verifying
 from tests.senders import ONE, SENDER
 from tests.test_front import FrontCase
 
@@ -138,6 +138,29 @@ class OutcomeTests(Observed):
                     self.check_value(bed.deliver(), offer)
                     bed.close()
                     self.check_lines(offer)
+
+
+class SendmailTests(Observed):
+    """The drop-in for Twisted's own call, whose errors and results have the server's text in bytes."""
+
+    def test_replies(self) -> None:
+        for point in POINTS:
+            for name, said in TEXTS.items():
+                reply = re.sub(rb"(?m)^550", CODES.get(point, b"550"), said)
+                bed = Bed(timeouts=BRIEF, server={"verdict": saying(point, reply), "users": {"user": "secret"}})
+                outcome = Outcome(
+                    sendmail(
+                        "127.0.0.1", SENDER, ONE, SMALL, port=PORT, reactor=bed.reactor, cache=bed.cache,
+                        tls=verifying(), username="user", password="secret",
+                    )
+                )  # fmt: skip
+                value = bed.finish(outcome)
+                texts = [value.resp, *(told[2] for told in getattr(value, "addresses", None) or ())]
+                for text in texts:
+                    for line in text.split(b"\n"):
+                        self.assertTrue(line.replace(b"\t", b"").decode().isprintable(), (point, name, line[:100]))
+                        self.assertLessEqual(len(line), 2_048)
+                bed.close()
 
 
 class FrontTests(FrontCase, SynchronousTestCase):
