@@ -214,15 +214,23 @@ class KeeperBed(Bed):
     kept: MemorySessionCache
     keeper: Keeper
 
-    def __init__(self, *, borrower: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        *,
+        borrower: dict[str, Any] | None = None,
+        proxies: Callable[[MemoryReactor], Any] | None = None,
+        **settings: Any,
+    ) -> None:
         self._borrower = dict(borrower or {})
+        self._proxies = proxies
         super().__init__(make_cache=self._make_cache, **settings)
 
     def _make_cache(
         self, reactor: MemoryReactor, limits: Limits | None, timeouts: Timeouts | None, router: Any
     ) -> RemoteSessionCache:
         self.pairs = MemoryPairs(reactor)
-        self.kept = MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds)
+        proxies = None if self._proxies is None else self._proxies(reactor)
+        self.kept = MemorySessionCache(reactor, limits, timeouts, router, clock=reactor.seconds, proxies=proxies)
         self.keeper = Keeper(reactor, self.kept, self.pairs)
         reactor.listenUNIX(KEEPER, self.keeper)
         self._borrower.setdefault("timeouts", timeouts)
