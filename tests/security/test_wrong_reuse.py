@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mailcache import Credentials, TLSPolicy
-from mailcache.testing import Authority, MemoryReactor, self_signed
+from mailcache.testing import Authority, Issued, MemoryReactor, self_signed
 from mailcache.testing.authentication import ALL_MECHANISMS
 from tests.helpers import PORT, authority, stored, verifying
 from tests.security.callers import BORROWERS, HERE, MEMORY, ORDERS, Pair, SharingCase, to
@@ -57,11 +57,10 @@ def anchors(case: SharingCase, level: str = "verify") -> Pair:
 
 
 def same_key(case: SharingCase) -> Pair:
-    """Two certificates of one name for one key."""
-    issued, again = (authority().issue(("anne",), (), client=True) for _ in range(2))
-    chained = issued.private_pem + authority().certificate_pem
-    one, other = (to(client_certificate=stored(case, pem)) for pem in (issued.private_pem, chained))
-    assert again.private_pem != issued.private_pem
+    """Two that show the same key and certificate, one of them with the chain above it."""
+    chained = authority().issue(("anne",), (), client=True)
+    alone = Issued(chained.certificate, chained.key)
+    one, other = (to(client_certificate=stored(case, issued.private_pem)) for issued in (chained, alone))
     return Pair(one, other, ({"client_name": "anne"}, {"client_name": "anne"}), server=USERS)
 
 
