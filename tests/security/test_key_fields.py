@@ -32,7 +32,7 @@ SHARED: dict[Field, str] = {
     (
         Destination,
         "one_flight",
-    ): "it is said for each message how it is sent, and the session is the same before and after",
+    ): "it is how one message is sent; the session is the same before and after it",
     (Destination, "_hash"): "it is the hash of the others",
     (Destination, "lineage"): "it says which sessions end when there is a newer token, and is made of the others",
 }
@@ -80,6 +80,7 @@ def pairs(case: SharingCase) -> dict[Field, tuple[Pair, ...]]:
     before = to(tls=TLSPolicy("verify", ca_file=replaced))
     Path(replaced).write_bytes(Authority("another").certificate_pem)
     after = to(tls=TLSPolicy("verify", ca_file=replaced))
+    token = Credentials("anne", token="secret")
     digest = certificate().digest().hex()
 
     def printed(*prints: str) -> Destination:
@@ -90,11 +91,13 @@ def pairs(case: SharingCase) -> dict[Field, tuple[Pair, ...]]:
         return Pair(to(credentials=first, **given), to(credentials=second, **given), server=USERS, **more)
 
     named = {"client_name": "one.client.test"}, {"client_name": "other.client.test"}
-    here = f"[127.0.0.1]:{PORT}"
+    here, may = f"[127.0.0.1]:{PORT}", TLSPolicy("may")
+    helos = {"helo_name": "a.example"}, {"helo_name": "b.example"}
+    users = [to().on_behalf(uid, authority().certificate_pem, None) for uid in UIDS]
     return {
         (Destination, "next_hop"): (
             Pair(to(here), to(f"[127.0.0.1]:{PORT + 1}"), more=((PORT + 1, "127.0.0.1"),)),
-            Pair(to(here, tls=TLSPolicy("may")), to(f"[127.0.0.2]:{PORT}", tls=TLSPolicy("may")), more=((PORT, "127.0.0.2"),)),
+            Pair(to(here, tls=may), to(f"[127.0.0.2]:{PORT}", tls=may), more=((PORT, "127.0.0.2"),)),
         ),
         (Destination, "protocol"): (
             Pair(to(protocol="smtp"), to(protocol="lmtp"), refused="ehlo", faulted=True),
@@ -107,7 +110,7 @@ def pairs(case: SharingCase) -> dict[Field, tuple[Pair, ...]]:
             Pair(to(bind_address="127.0.0.1"), to()),
         ),
         (Destination, "helo_name"): (
-            Pair(to(helo_name="a.example"), to(helo_name="b.example"), ({"helo_name": "a.example"}, {"helo_name": "b.example"})),
+            Pair(to(helo_name="a.example"), to(helo_name="b.example"), helos),
             Pair(to(helo_name="[127.0.0.1]"), to()),
         ),
         (Destination, "proxy"): (
@@ -123,10 +126,10 @@ def pairs(case: SharingCase) -> dict[Field, tuple[Pair, ...]]:
             Pair(to(credentials=ANNE), to(), ({"user": "anne"}, {"user": None}), server=USERS),
         ),
         (Destination, "tls"): (Pair(to(tls=TLSPolicy("none")), to()),),
-        (Identity, "uid"): (Pair(to().on_behalf(UIDS[0], _anchors(), None), to().on_behalf(UIDS[1], _anchors(), None)),),
+        (Identity, "uid"): (Pair(*users),),
         (TLSPolicy, "level"): (
-            Pair(to(tls=TLSPolicy("none")), to(tls=TLSPolicy("may"))),
-            Pair(to(tls=TLSPolicy("may")), to(tls=TLSPolicy("encrypt")), refused="starttls", server={"certificate": None}),
+            Pair(to(tls=TLSPolicy("none")), to(tls=may)),
+            Pair(to(tls=may), to(tls=TLSPolicy("encrypt")), refused="starttls", server={"certificate": None}),
             Pair(to(tls=TLSPolicy("encrypt", ca_file=after.tls.ca_file)), after, refused="trust"),
         ),
         (TLSPolicy, "ca_file"): (
@@ -153,8 +156,8 @@ def pairs(case: SharingCase) -> dict[Field, tuple[Pair, ...]]:
             login(ANNE, Credentials("anne", "secret "), refused="auth"),
         ),
         (Credentials, "token"): (
-            login(Credentials("anne", token="secret"), Credentials("anne", token="Secret"), refused="auth", replaced=True),
-            login(ANNE, Credentials("anne", token="secret")),
+            login(token, Credentials("anne", token="Secret"), refused="auth", replaced=True),
+            login(ANNE, token),
         ),
         (Credentials, "external"): (
             login(
@@ -164,10 +167,6 @@ def pairs(case: SharingCase) -> dict[Field, tuple[Pair, ...]]:
         ),
         (Credentials, "mechanisms"): (login(ANNE, Credentials("anne", "secret", mechanisms=("PLAIN",))),),
     }  # fmt: skip
-
-
-def _anchors() -> bytes:
-    return authority().certificate_pem
 
 
 class Fields(SharingCase):
@@ -187,13 +186,12 @@ class Fields(SharingCase):
     def test_keep_streams_apart(self) -> None:
         count = 0
         for field, tried in pairs(self).items():
+            users = UIDS if field == (Identity, "uid") else (None, None)
             for pair in tried:
                 for way in self.ways(field):
                     for order in ORDERS:
                         with self.about(field, pair, way, order):
-                            self.assert_apart(
-                                pair, way, order, users=UIDS if field == (Identity, "uid") else (None, None)
-                            )
+                            self.assert_apart(pair, way, order, users=users)
                             count += 1
         self.assertGreater(count, 180)
 
