@@ -13,10 +13,9 @@ import attrs
 from mailcache import Credentials, Destination, TLSPolicy
 from mailcache.destination import Identity
 from mailcache.testing import Authority, MemoryReactor
-from mailcache.testing.authentication import ALL_MECHANISMS
 from mailcache.trust.evidence import TLSClass
 from tests.helpers import PORT, authority, ca_file, certificate, stored, verifying
-from tests.security.callers import BORROWERS, KEEPER, MEMORY, ORDERS, WAYS, Pair, SharingCase, to
+from tests.security.callers import BORROWERS, KEEPER, MECHANISMS, MEMORY, ORDERS, WAYS, Pair, SharingCase, to
 from tests.test_proxies import Directory
 
 Field = tuple[type, str]
@@ -25,7 +24,7 @@ KEYED = (Destination, Identity, TLSPolicy, TLSClass, Credentials)
 """The classes whose fields say what is the same."""
 
 ANNE, BERT = Credentials("anne", "secret"), Credentials("bert", "secret")
-USERS = {"users": {"anne": "secret", "bert": "secret", "role": "one.client.test"}, "mechanisms": ALL_MECHANISMS}
+USERS = {"users": {"anne": "secret", "bert": "secret", "role": "one.client.test"}, "mechanisms": MECHANISMS}
 UIDS = (1001, 1002)
 
 SHARED: dict[Field, str] = {
@@ -126,7 +125,7 @@ def pairs(case: SharingCase) -> dict[Field, tuple[Pair, ...]]:
             Pair(to(credentials=ANNE), to(), ({"user": "anne"}, {"user": None}), server=USERS),
         ),
         (Destination, "tls"): (Pair(to(tls=TLSPolicy("none")), to()),),
-        (Identity, "uid"): (Pair(*users),),
+        (Identity, "uid"): (Pair(users[0], users[1]),),
         (TLSPolicy, "level"): (
             Pair(to(tls=TLSPolicy("none")), to(tls=may)),
             Pair(to(tls=may), to(tls=TLSPolicy("encrypt")), refused="starttls", server={"certificate": None}),
