@@ -1,0 +1,226 @@
+"""What can happen to a cache, whatever cache it is: the rules of the machines that try it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from mailcache import Limits
+from mailcache.envelope import NO_NEEDS, Needs
+from mailcache.testing.faults import APPLICABLE, NEEDS_TLS, TLS_POINTS, Fault
+from tests.cache_world import ENDPOINTS, HOUR, LOCAL, PLAIN, SECURE, SIZES, UTF8, WAIT, Call, World
+
+SETTINGS = settings(
+    derandomize=False,
+    deadline=None,
+    database=None,
+    print_blob=True,
+    stateful_step_count=40,
+    suppress_health_check=list(HealthCheck),
+)
+"""Each run tries other worlds; what it finds it prints with a blob that finds it again."""
+
+LIMITS = st.builds(
+    Limits,
+    sessions=st.integers(1, 6),
+    sessions_per_destination=st.integers(1, 3),
+    sessions_per_endpoint=st.integers(1, 4),
+    waiters=st.sampled_from([0, 2, 20]),
+    idle_timeout=st.sampled_from([1, 30]),
+    idle_timeout_mx=st.sampled_from([0, 5]),
+    max_age=st.sampled_from([2, 60, 300]),
+    max_uses=st.sampled_from([None, None, 1, 3]),
+    wait_timeout=st.just(WAIT),
+    keep=st.sampled_from(["always", "always", "busy"]),
+)
+ANY = st.integers(0, 1000)
+WHO = st.integers(0, 2)
+WHERE = st.sampled_from(
+    ["plain", "plain", "other stream", "one", "one", "two", "ann", "bert", "local", "quick", "quick", "nowhere"]
+)
+POINTS = ("banner", "ehlo", "starttls", "ehlo2", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")
+
+
+def _faults(endpoint: Any) -> list[tuple[str, str]]:
+    tls = endpoint is SECURE
+    return [
+        (point, kind)
+        for point, kinds in APPLICABLE.items()
+        for kind in sorted(kinds)
+        if tls or not (kind in NEEDS_TLS or point in TLS_POINTS or point == "auth")
+    ]
+
+
+FAULTS = st.sampled_from(ENDPOINTS).flatmap(
+    lambda endpoint: st.tuples(st.just(endpoint), st.sampled_from(_faults(endpoint)))
+)
+THEN = st.sampled_from([None, None, None, "cancel", "deliver", "acquire", "release", "discard", "drop", "close"])
+"""What a caller does as soon as it hears, within the callback."""
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """All that can happen to a cache; the world checks it after each step."""
+
+    world: World
+
+    def make_world(self, *settings: Any) -> World:
+        return World(*settings)
+
+    @initialize(
+        limits=LIMITS,
+        latency=st.sampled_from([0.0, 0.0, 0.01, 0.2]),
+        slow_delay=st.sampled_from([0.5, 5.0]),
+        restart_seconds=st.sampled_from([0.0, 1.0]),
+    )
+    def begin(self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float) -> None:
+        self.world = self.make_world(limits, latency, slow_delay, restart_seconds)
+
+    @staticmethod
+    def pick(among: Any, index: int) -> Any:
+        return among[index % len(among)] if among else None
+
+    # -- callers
+
+    def do(self, what: str, who: int, where: str, index: int) -> None:
+        """One of the things that a caller does without much thought."""
+        world = self.world
+        call, holding = self.pick(world.calls, index), self.pick(world.holdings, index)
+        if what == "cancel" and call is not None:
+            call.deferred.cancel()
+        elif what == "deliver":
+            world.deliver(who, where)
+        elif what == "acquire":
+            world.acquire(who, where)
+        elif what == "close" and index % 8 == 0:
+            world.close()
+        elif what in ("release", "discard", "drop") and holding is not None:
+            world.end(holding, what)
+
+    def and_then(self, call: Call | None, then: str | None, who: int, where: str, index: int) -> None:
+        if then is not None and call is not None and not call.fired:
+            call.then = lambda: self.do(then, who, where, index)
+
+    @rule(
+        who=WHO,
+        where=WHERE,
+        size=st.sampled_from(SIZES),
+        recipients=st.sampled_from([1, 1, 2, 4]),
+        refused=st.sampled_from([0, 0, 1, 4]),
+        source=st.sampled_from(["bytes", "bytes", "file", "pipe"]),
+        deadline=st.sampled_from([None, None, 0.5, 5.0]),
+        then=THEN,
+        index=ANY,
+    )
+    def deliver(
+        self, who: int, where: str, size: int, recipients: int, refused: int, source: str, deadline: float | None,
+        then: str | None, index: int,
+    ) -> None:  # fmt: skip
+        call = self.world.deliver(
+            who, where, size=size, recipients=recipients, refused=refused, source=source, deadline=deadline
+        )
+        self.and_then(call, then, who, where, index)
+
+    @rule(who=WHO, where=WHERE, times=st.integers(1, 6))
+    def deliver_several(self, who: int, where: str, times: int) -> None:
+        for _ in range(times):
+            self.world.deliver(who, where)
+
+    @rule(
+        who=WHO,
+        where=WHERE,
+        needs=st.sampled_from([NO_NEEDS, NO_NEEDS, UTF8]),
+        fresh=st.booleans(),
+        avoid=st.frozensets(st.sampled_from(ENDPOINTS), max_size=1),
+        timeout=st.sampled_from([None, None, 0.0, 1.0]),
+        then=THEN,
+        index=ANY,
+    )
+    def acquire(
+        self, who: int, where: str, needs: Needs, fresh: bool, avoid: Any, timeout: float | None, then: str | None,
+        index: int,
+    ) -> None:  # fmt: skip
+        call = self.world.acquire(who, where, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
+        self.and_then(call, then, who, where, index)
+
+    @precondition(lambda self: self.world.calls)
+    @rule(index=ANY)
+    def cancel(self, index: int) -> None:
+        self.pick(self.world.calls, index).deferred.cancel()
+
+    @rule(point=st.sampled_from(POINTS), what=THEN, who=WHO, where=WHERE, index=ANY)
+    def be_ready_to_act(self, point: str, what: str | None, who: int, where: str, index: int) -> None:
+        """At a point of some conversation a caller does something."""
+        self.world.traps[point] = lambda: self.do(what or "cancel", who, where, index)
+
+    @precondition(lambda self: self.world.holdings)
+    @rule(index=ANY, size=st.sampled_from(SIZES), recipients=st.integers(1, 2), then=THEN, who=WHO, where=WHERE)
+    def send(self, index: int, size: int, recipients: int, then: str | None, who: int, where: str) -> None:
+        call = self.world.send(self.pick(self.world.holdings, index), size=size, recipients=recipients)
+        self.and_then(call, then, who, where, index)
+
+    @precondition(lambda self: self.world.holdings)
+    @rule(index=ANY, how=st.sampled_from(["release", "release", "release", "discard", "drop"]))
+    def end_lease(self, index: int, how: str) -> None:
+        self.world.end(self.pick(self.world.holdings, index), how)
+
+    @precondition(lambda self: self.world.ended)
+    @rule(index=ANY, how=st.sampled_from(["release", "discard", "send"]))
+    def use_an_ended_lease(self, index: int, how: str) -> None:
+        self.world.use_again(self.pick(self.world.ended, index), how)
+
+    # -- servers
+
+    @rule(fault=FAULTS, times=st.sampled_from([1, 1, 3]))
+    def arm(self, fault: Any, times: int) -> None:
+        endpoint, (point, kind) = fault
+        server = self.world.servers[endpoint]
+        server.arm(Fault(point, kind, times=times))
+        if point == "idle":
+            server.strike_idle()
+
+    @rule(endpoint=st.sampled_from(ENDPOINTS), what=st.sampled_from(["restart", "stop", "go on", "go on"]))
+    def serve(self, endpoint: Any, what: str) -> None:
+        server = self.world.servers[endpoint]
+        if what == "restart":
+            server.restart()
+        elif what == "stop":
+            server.stop_listening()
+        elif not server._ports:
+            server.listen(endpoint.port, endpoint.address)
+
+    @rule()
+    def be_well(self) -> None:
+        for server in self.world.servers.values():
+            server.disarm()
+
+    # -- time
+
+    @rule(seconds=st.sampled_from([0.0, 0.0, 0.01, 0.05, 0.2, 1.0, 1.0, 4.0, 15.0, 70.0]))
+    def pass_time(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    @rule(hours=st.sampled_from([-1, 1]))
+    def set_the_wall_clock(self, hours: int) -> None:
+        self.world.jump += hours * HOUR
+
+    # -- the end
+
+    @rule(really=st.sampled_from([False] * 19 + [True]))
+    def close(self, really: bool) -> None:
+        if really:
+            self.world.close()
+
+    @invariant()
+    def all_is_well(self) -> None:
+        if hasattr(self, "world"):
+            self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()
+
+
+_ = (LOCAL, PLAIN)

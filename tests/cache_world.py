@@ -1,0 +1,524 @@
+"""A world for whole caches: servers with faults, callers who change their minds, and books that are compared."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import attrs
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.logger import LogLevel, globalLogPublisher
+from twisted.python.failure import Failure
+
+from mailcache import (
+    Credentials,
+    DeliveryError,
+    DeliveryResult,
+    Destination,
+    Envelope,
+    Limits,
+    Timeouts,
+    TLSPolicy,
+    UncertainDelivery,
+    deliver,
+    memory,
+)
+from mailcache.destination import Endpoint
+from mailcache.envelope import NO_NEEDS, Needs
+from mailcache.members import CLOSING, IDLE, LEASED, OPENING
+from mailcache.routing.route import Hop
+from mailcache.testing import MemoryReactor, SMTPServer
+from mailcache.testing.server import CAPABILITIES
+from tests.cache_books import Birth, Book, WatchedMemory
+from tests.helpers import TableRouter, Unseekable, authority, verifying
+
+HOUR = 3600.0
+TIMEOUTS = Timeouts(
+    connect=3, greeting=3, ehlo=3, starttls=3, auth=3, mail=3, rcpt=3, data=3, content=3, dot=4, rset=2, quit=1,
+    first_reply=2,
+)  # fmt: skip
+WAIT = 10.0
+"""Seconds that one waits for a place who does not say."""
+
+LATE = 0.3
+"""Seconds by which a time limit may be passed: two looks of a ticker, and what is under way."""
+
+LONGEST = 600.0
+"""Seconds in which whatever is asked for has come to its end: a delivery has at most 3 parts with 2 attempts each, an
+attempt waits for at most 2 openings (7 replies of 3 s) and as often for a place (10 s), and has 8 replies of its own."""
+
+SECURE, PLAIN, LOCAL = Endpoint("smtp", "192.0.2.1", 25), Endpoint("smtp", "192.0.2.2", 25), Endpoint("lmtp", "192.0.2.3", 24)
+ENDPOINTS = (SECURE, PLAIN, LOCAL)
+USERS = {"ann": "secret", "bert": "secret, too"}
+UTF8 = Needs(smtputf8=True)
+ROUTES = {
+    "192.0.2.1": (Hop(SECURE, "192.0.2.1"),),
+    "192.0.2.2": (Hop(PLAIN, "192.0.2.2"),),
+    "192.0.2.3": (Hop(LOCAL, "192.0.2.3"),),
+    "one.example": (Hop(SECURE, "mx.test"), Hop(PLAIN, "mx.example.com")),
+    "two.example": (Hop(SECURE, "mx.test"),),
+}
+SIZES = (0, 1, 300, 20_000, 150_000)
+
+
+def _destinations() -> dict[str, Destination]:
+    clear, encrypted = TLSPolicy("none"), TLSPolicy("encrypt", ca_file=verifying().ca_file)
+    return {
+        "plain": Destination("[192.0.2.2]:25", tls=clear),
+        "other stream": Destination("[192.0.2.2]:25", tls=clear, namespace="other"),
+        "one": Destination("one.example", tls=TLSPolicy("may", ca_file=verifying().ca_file)),
+        "two": Destination("two.example", tls=verifying()),
+        "ann": Destination("[192.0.2.1]:25", tls=encrypted, credentials=Credentials("ann", USERS["ann"])),
+        "bert": Destination("[192.0.2.1]:25", tls=encrypted, credentials=Credentials("bert", USERS["bert"])),
+        "local": Destination("[192.0.2.3]:24", protocol="lmtp", tls=clear),
+        "quick": Destination("[192.0.2.1]:25", tls=clear, one_flight=True),
+        "nowhere": Destination("nowhere.example", tls=clear),
+    }
+
+
+class Call:
+    """Something that was asked for and that fires once.
+
+    :param until: when it must have fired.
+    :param take: has what it fires.
+    """
+
+    def __init__(self, world: World, what: str, deferred: Deferred[Any], until: float, take: Callable[[Any], object]):
+        self.what = what
+        self.until = until
+        self.deferred = deferred
+        self.fired = 0
+        self.then: Callable[[], object] | None = None
+        self._world = world
+        self._take = take
+        world.calls.append(self)
+        deferred.addBoth(self._fire)
+
+    def _fire(self, value: Any) -> None:
+        world = self._world
+        self.fired += 1
+        if self.fired > 1:
+            world.complain(f"{self.what} has fired {self.fired} times")
+            return
+        world.calls.remove(self)
+        world.check_in_time(self)
+        self._take(value)
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+
+
+@attrs.define(eq=False)
+class Message:
+    """A message, and what its sender was told of it."""
+
+    label: str
+    stream: str
+    recipients: tuple[str, ...]
+    content: bytes
+    told: Any = None
+
+    def expected(self, recipient: str, taken: int) -> str | None:
+        """What is wrong with ``recipient`` having got it so often."""
+        told = self.told
+        if taken > 1:
+            return f"was taken {taken} times"
+        if isinstance(told, DeliveryResult):
+            if (recipient in told.accepted) == (recipient in told.rejected):
+                return f"is both accepted and rejected, or neither, in {told}"
+            if taken != (recipient in told.accepted):
+                return f"was taken {taken} times, and told {told}"
+        elif isinstance(told, UncertainDelivery):
+            if recipient in told.accepted and not taken:
+                return "was told taken and was not"
+            if taken and recipient in told.rejected:
+                return "was told refused and was taken"
+        elif isinstance(told, (DeliveryError, CancelledError)):
+            if taken:
+                return f"was taken, and told {told!r}"
+        elif told is not None:
+            return f"has come to {told!r}"
+        return None
+
+
+@attrs.define(eq=False)
+class Holding:
+    """A lease in a caller's hands."""
+
+    lease: Any
+    destination: Destination
+    stream: str
+    sending: Call | None = None
+
+
+class World:
+    """All that a cache has to do with.
+
+    :ivar cache: the cache under test.
+    :ivar memories: the caches in memory, with the sessions of which the sockets must agree.
+    :ivar calls: what has not fired.
+    :ivar holdings: leases that are held, and ``ended`` some that were.
+    :ivar wrongs: what must not be, in words.
+    """
+
+    def __init__(self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float) -> None:
+        self.reactor = MemoryReactor(latency=latency)
+        self.limits = limits
+        self.wrongs: list[str] = []
+        self.births: dict[str, Birth] = {}
+        self.calls: list[Call] = []
+        self.holdings: list[Holding] = []
+        self.ended: list[Any] = []
+        self.messages: dict[str, Message] = {}
+        self.memories: list[WatchedMemory] = []
+        self.ceilings: dict[Any, int] = {}
+        self.traps: dict[str, Callable[[], object]] = {}
+        self.dropped = 0
+        self.reclaimed = 0
+        self.jump = 0.0
+        self.closed = False
+        self._base = time.time()
+        self._streams: dict[tuple[str, int], set[str]] = {}
+        self._under_way: dict[tuple[str, int], str] = {}
+        self._patch = mock.patch.object(memory, "time", SimpleNamespace(monotonic=self.reactor.seconds, time=self.wall))
+        self._patch.start()
+        globalLogPublisher.addObserver(self._logged)
+        # It expires in three quarters of an hour, so that wall-clock jumps make it good or bad.
+        expiry = datetime.datetime.now(datetime.UTC) + datetime.timedelta(minutes=45)
+        certificate = _certificate(expiry.replace(second=0, microsecond=0))
+        script = {"slow_delay": slow_delay, "restart_seconds": restart_seconds, "drip_interval": 2.0}
+        poor = [word for word in CAPABILITIES if word not in ("SMTPUTF8", "CHUNKING")] + ["LIMITS MAILMAX=6 RCPTMAX=2"]
+        slow = [word for word in CAPABILITIES if word != "PIPELINING"]
+        self.servers = {
+            SECURE: SMTPServer(self.reactor, certificate=certificate, users=USERS, **script),
+            PLAIN: SMTPServer(self.reactor, capabilities=poor, **script),
+            LOCAL: SMTPServer(self.reactor, lmtp=True, capabilities=slow, **script),
+        }
+        for endpoint, server in self.servers.items():
+            server.listen(endpoint.port or 0, endpoint.address)
+            server.verdict = lambda point, argument, record, endpoint=endpoint: self._seen(
+                endpoint, point, argument, record
+            )
+        self.router = TableRouter()
+        self.router.table = dict(ROUTES)
+        self.destinations = _destinations()
+        self.cache = self.make_cache()
+
+    def make_cache(self) -> Any:
+        return self.memory("cache", self.limits)
+
+    def memory(self, name: str, limits: Limits) -> WatchedMemory:
+        """A new cache in memory."""
+        cache = WatchedMemory(self.reactor, limits, TIMEOUTS, self.router, clock=self.reactor.seconds)
+        cache.book = self.book(name)
+        self.memories.append(cache)
+        self.set_ceilings()
+        return cache
+
+    def book(self, name: str) -> Book:
+        return Book(name, self.reactor, self.wall, self.births, self.complain)
+
+    def complain(self, what: str) -> None:
+        self.wrongs.append(f"at {self.reactor.seconds():.3f} s: {what}")
+
+    def wall(self) -> float:
+        """Seconds since 1970, as far as the world's clock is right."""
+        return self._base + self.reactor.seconds() + self.jump
+
+    def _logged(self, event: Any) -> None:
+        if event["log_level"] < LogLevel.error:
+            return
+        if "was dropped without release" in (event.get("log_format") or ""):
+            self.reclaimed += 1
+        else:
+            failure = event.get("log_failure")
+            self.complain(f"logged: {event.get('log_format')} {failure.getTraceback() if failure else ''}")
+
+    # -- what callers do -------------------------------------------------------------------------------------------
+
+    def caller(self, who: int) -> Any:
+        """The cache that ``who`` asks."""
+        return self.cache
+
+    def stream_of(self, who: int, where: Destination) -> str:
+        """All of an identity that messages may not share a session without."""
+        return f"{where.namespace}-{where.credentials.username if where.credentials else ''}"
+
+    def message(self, stream: str, size: int, recipients: int, refused: int) -> tuple[Message, Envelope]:
+        label = f"m{len(self.messages) + 1}"
+        names = [f"{'no' if number < refused else 'to'}{number}.{label}@to.test" for number in range(recipients)]
+        line = f"{label} says this again and again\r\n".encode()
+        content = f"Subject: {label}\r\n\r\n".encode() + line * (size // len(line)) + line
+        message = self.messages[label] = Message(label, stream, tuple(names), content)
+        return message, Envelope(f"{label}.{stream}@from.test", names)
+
+    def deliver(
+        self, who: int, where: str, *, size: int = 0, recipients: int = 1, refused: int = 0, source: str = "bytes",
+        deadline: float | None = None,
+    ) -> Call:  # fmt: skip
+        """Begin a delivery."""
+        destination = self.destinations[where]
+        message, envelope = self.message(self.stream_of(who, destination), size, recipients, refused)
+        content: Any = message.content
+        if source != "bytes":
+            content = io.BytesIO(content) if source == "file" else Unseekable(content)
+        until = self.reactor.seconds() + (LONGEST if deadline is None else deadline)
+        delivering = deliver(self.caller(who), destination, envelope, content, deadline)
+        return Call(self, f"delivery of {message.label}", delivering, until, lambda told: self._told(message, told))
+
+    def acquire(
+        self, who: int, where: str, *, needs: Needs = NO_NEEDS, fresh: bool = False,
+        avoid: frozenset[Endpoint] = frozenset(), timeout: float | None = None,
+    ) -> Call:  # fmt: skip
+        """Ask for a lease."""
+        destination = self.destinations[where]
+        stream = self.stream_of(who, destination)
+
+        def take(value: Any) -> None:
+            if not isinstance(value, Failure):
+                self.holdings.append(Holding(value, destination, stream))
+            elif not value.check(DeliveryError, CancelledError):
+                self.complain(f"acquire failed: {value.getTraceback()}")
+
+        leasing = self.caller(who).acquire(destination, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
+        return Call(self, f"lease of {where}", leasing, self.reactor.seconds() + LONGEST, take)
+
+    def send(self, holding: Holding, *, size: int = 0, recipients: int = 1) -> Call | None:
+        """Send a message on a lease."""
+        message, envelope = self.message(holding.stream, size, recipients, 0)
+        if holding.sending is not None:
+            try:
+                holding.lease.send(envelope, message.content)
+            except RuntimeError:
+                return None
+            self.complain("two messages at a time on one lease")
+
+        def told(value: Any) -> None:
+            holding.sending = None
+            self._told(message, value)
+
+        sending = holding.lease.send(envelope, message.content)
+        holding.sending = call = Call(
+            self, f"{message.label} on a lease", sending, self.reactor.seconds() + LONGEST, told
+        )
+        if call.fired:
+            holding.sending = None
+        return call
+
+    def _told(self, message: Message, value: Any) -> None:
+        message.told = value.value if isinstance(value, Failure) else value
+
+    def end(self, holding: Holding, how: str) -> None:
+        """"release" or "discard" a lease, or "drop" it."""
+        self.holdings.remove(holding)
+        if how == "drop":
+            self.dropped += 1
+        else:
+            self.ended = [*self.ended[-3:], holding.lease]
+            getattr(holding.lease, how)()
+
+    def use_again(self, lease: Any, how: str) -> None:
+        """Do something with a lease that has ended: nothing comes of it."""
+        before = {cache.book.name: (dict(cache.book.held), self._states(cache)) for cache in self.memories}
+        if how == "send":
+            try:
+                lease.send(Envelope("late@from.test", ["late@to.test"]), b"late\r\n")
+            except RuntimeError:
+                return
+            self.complain("a lease that has ended was used")
+        getattr(lease, how)()
+        after = {cache.book.name: (dict(cache.book.held), self._states(cache)) for cache in self.memories}
+        if before != after:
+            self.complain(f"to {how} what has ended has changed {before} to {after}")
+
+    def close(self) -> None:
+        self.closed = True
+        Call(self, "close", self.cache.close(), self.reactor.seconds() + 60, lambda _: None)
+
+    # -- what servers see ------------------------------------------------------------------------------------------
+
+    def _seen(self, endpoint: Endpoint, point: str, argument: str, record: Any) -> bytes | None:
+        where = (endpoint.address, record.number)
+        if point == "mail":
+            label, _, stream = argument.partition("@")[0].partition(".")
+            self._under_way[where] = label
+            self._check_stream(where, record, stream)
+        elif point == "rcpt":
+            name, _, label = argument.partition("@")[0].partition(".")
+            if self._under_way.get(where) != label:
+                self.complain(f"a recipient of {label} in the transaction of {self._under_way.get(where)}")
+            if name.startswith("no"):
+                return b"550 5.1.1 nobody of that name"
+        trap = self.traps.pop(point, None)
+        if trap is not None:
+            trap()
+        return None
+
+    def _check_stream(self, where: tuple[str, int], record: Any, stream: str) -> None:
+        streams = self._streams.setdefault(where, set())
+        streams.add(stream)
+        if not self.may_share(streams):
+            self.complain(f"messages of {streams} came over one session")
+        if (record.user or "") != stream.split("-")[1]:
+            self.complain(f"{record.user} has sent a message of {stream}")
+
+    def may_share(self, streams: set[str]) -> bool:
+        return len(streams) == 1
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    def pass_time(self, seconds: float) -> None:
+        self.reactor.run_for(seconds)
+
+    # -- what must be true -----------------------------------------------------------------------------------------
+
+    def check_in_time(self, call: Call) -> None:
+        if self.reactor.seconds() > call.until + LATE:
+            self.complain(f"{call.what} comes late: it was due at {call.until:g}")
+
+    def check(self) -> None:
+        """All that must be true between any two events."""
+        for call in self.calls:
+            self.check_in_time(call)
+        for cache in self.memories:
+            self._check_sockets(cache)
+        self._check_limits()
+        self._check_messages()
+        assert not self.wrongs, "\n".join(self.wrongs)
+
+    @staticmethod
+    def _states(cache: WatchedMemory) -> Counter[str]:
+        return Counter(member.state for member in cache._pool._places.members)
+
+    def sockets(self) -> list[Any]:
+        """The clients' ends of all connections with servers."""
+        ports = {endpoint.port for endpoint in ENDPOINTS}
+        return [end for end in self.reactor.connections if getattr(end.getPeer(), "port", None) in ports]
+
+    def _check_sockets(self, cache: WatchedMemory) -> None:
+        counts, states = _counts(cache), self._states(cache)
+        if [counts[name] for name in (LEASED, IDLE, OPENING)] != [states[name] for name in (LEASED, IDLE, OPENING)]:
+            self.complain(f"{cache.book.name} counts {counts}, and has {states}")
+        known = states[LEASED] + states[IDLE] + states[CLOSING]
+        sockets = len(cache._connections)
+        if not known <= sockets <= known + states[OPENING]:
+            self.complain(f"{cache.book.name} has {states}, and {sockets} sockets")
+        book = cache.book
+        alive = sum(member.session is not None and member.session.id in book.held for member in cache._pool._places.members)
+        if states[LEASED] > len(book.held) or states[LEASED] > alive:
+            self.complain(f"{cache.book.name} has {states}, and leases of {sorted(book.held)}")
+        if counts["waiting"] != len(book.pending):
+            self.complain(f"{cache.book.name} counts {counts['waiting']} who wait, and {len(book.pending)} do")
+
+    def _check_limits(self) -> None:
+        owned = sum(len(cache._connections) for cache in self.memories)
+        if owned != len(self.sockets()):
+            self.complain(f"there are {len(self.sockets())} sockets, of which caches have {owned}")
+        for what, counts, limit in self._limited():
+            if max(counts) > self.ceilings.get(what, limit):
+                self.complain(f"{counts} at {what}, and {self.ceilings.get(what, limit)} allowed")
+        self.set_ceilings()
+
+    def _limited(self) -> Iterator[tuple[Any, tuple[int, ...], int]]:
+        """What is limited, how many there are (for servers: as they see it, and as the caches do), and the limit."""
+        places = [member for cache in self.memories for member in cache._pool._places.members]
+        at = Counter(member.candidate.endpoint for member in places)
+        seen = {endpoint: server.open_count for endpoint, server in self.servers.items()}
+        for endpoint in ENDPOINTS:
+            most = sum(cache._limits.sessions_per_endpoint for cache in self.memories)
+            yield endpoint, (seen[endpoint], at[endpoint]), most
+        most = sum(cache._limits.sessions for cache in self.memories)
+        yield "all servers", (sum(seen.values()), len(places)), most
+        for cache in self.memories:
+            limits, name = cache._limits, cache.book.name
+            yield (name, "waiting"), (len(cache.book.pending),), limits.sessions + limits.waiters
+            theirs = Counter(member.destination for member in cache._pool._places.members)
+            for where, count in theirs.items():
+                yield (name, where), (count,), cache._pool._limits_of(where).sessions_per_destination
+
+    def set_ceilings(self) -> None:
+        """The limits hold from now on, but for what is there already."""
+        self.ceilings = {what: max(limit, *counts) for what, counts, limit in self._limited()}
+
+    def _check_messages(self) -> None:
+        """Taken by servers is what was told taken, and some of what is in doubt, and nothing twice."""
+        taken: Counter[tuple[str, str]] = Counter()
+        for server in self.servers.values():
+            for seen in server.messages:
+                label = seen.sender.partition(".")[0]
+                message = self.messages[label]
+                if not set(seen.recipients) <= set(message.recipients):
+                    self.complain(f"{label} came for {seen.recipients}")
+                if seen.content != message.content:
+                    self.complain(f"{label} did not come whole")
+                taken.update((label, recipient) for recipient in seen.accepted)
+        for label, message in self.messages.items():
+            for recipient in message.recipients:
+                wrong = message.expected(recipient, taken[label, recipient])
+                if wrong is not None:
+                    self.complain(f"{label} for {recipient} {wrong}")
+
+    # -- the end ---------------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """All comes to its end, and nothing is left."""
+        try:
+            self.traps.clear()
+            for server in self.servers.values():
+                server.disarm()
+            self.reactor.run_for(LONGEST)
+            assert not self.calls, f"without an end: {[call.what for call in self.calls]}"
+            self.check()
+            self.end_of_use()
+            self.reactor.run_for(700)
+            self.check()
+            self.check_nothing_is_left()
+        finally:
+            self.forget()
+
+    def end_of_use(self) -> None:
+        for holding in list(self.holdings):
+            self.end(holding, "release")
+        self.close()
+        self.reactor.run_for(60)
+        assert not self.calls, f"without an end: {[call.what for call in self.calls]}"
+
+    def check_nothing_is_left(self) -> None:
+        assert self.dropped == self.reclaimed, (self.dropped, self.reclaimed)
+        for cache in self.memories:
+            counts = _counts(cache)
+            assert not any(counts[name] for name in ("leased", "idle", "opening", "waiting")), counts
+            assert cache._pool.empty
+            assert not (cache._granted or cache._openings or cache._lookups or cache._connections or cache._todo)
+            assert not (cache.book.pending or cache.book.held), (cache.book.pending, cache.book.held)
+        assert [server.open_count for server in self.servers.values()] == [0, 0, 0]
+        assert self.reactor.getDelayedCalls() == [], self.reactor.getDelayedCalls()
+        assert self.reactor.connections == [], self.reactor.connections
+        assert self.reactor.descriptors == {}, self.reactor.descriptors
+
+    def forget(self) -> None:
+        self._patch.stop()
+        globalLogPublisher.removeObserver(self._logged)
+
+
+def _counts(cache: Any) -> dict[str, Any]:
+    found: list[dict[str, Any]] = []
+    cache.statistics().addCallback(found.append)
+    return found[0]
+
+
+_issued: dict[Any, Any] = {}
+
+
+def _certificate(expiry: datetime.datetime) -> Any:
+    """The servers' certificate with this end; the same one for a minute."""
+    if expiry not in _issued:
+        _issued.clear()
+        _issued[expiry] = authority().issue(("mx.test", "mx.example.com"), ("192.0.2.1",), not_after=expiry)
+    return _issued[expiry]
