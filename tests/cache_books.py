@@ -80,7 +80,7 @@ class Book:
         self.pending.remove(asked)
         return failure
 
-    def granted(self, lease: Any, asked: Asked) -> Any:
+    def granted(self, lease: Any, asked: Asked) -> None:
         session = lease.session
         if session.id in self.held:
             self.wrong(f"session {session.id} has two borrowers")
@@ -88,7 +88,6 @@ class Book:
         self._check_turn(session, asked)
         self.pending.remove(asked)
         self.held[session.id] = asked
-        return lease
 
     def ended(self, session: Session) -> None:
         self.held.pop(session.id, None)
@@ -163,7 +162,15 @@ class Watched:
         leasing: Deferred[Any] = super().acquire(  # type: ignore[misc]
             destination, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout
         )
-        return leasing.addCallbacks(self.book.granted, self.book.refused, (asked,), {}, (asked,))
+        return leasing.addCallbacks(self._granted_to, self.book.refused, (asked,), {}, (asked,))
+
+    def _granted_to(self, lease: Any, asked: Asked) -> Any:
+        if lease._owner is self:
+            self.book.granted(lease, asked)
+        else:
+            # It is the fallback's, which has a book of its own.
+            self.book.pending.remove(asked)
+        return lease
 
     def released(self, place: Any, session: Session) -> None:
         self.book.ended(session)

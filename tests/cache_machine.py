@@ -25,17 +25,23 @@ SETTINGS = settings(
 
 LIMITS = st.builds(
     Limits,
-    sessions=st.integers(1, 6),
-    sessions_per_destination=st.integers(1, 3),
-    sessions_per_endpoint=st.integers(1, 4),
-    waiters=st.sampled_from([0, 2, 20]),
+    sessions=st.sampled_from([1, 2, 4, 8]),
+    sessions_per_destination=st.sampled_from([1, 2, 3]),
+    sessions_per_endpoint=st.sampled_from([1, 2, 4]),
+    waiters=st.sampled_from([0, 3, 20, 20]),
     idle_timeout=st.sampled_from([1, 30]),
-    idle_timeout_mx=st.sampled_from([0, 5]),
+    idle_timeout_mx=st.sampled_from([0, 5, 30]),
     max_age=st.sampled_from([2, 60, 300]),
     max_uses=st.sampled_from([None, None, 1, 3]),
     wait_timeout=st.just(WAIT),
     keep=st.sampled_from(["always", "always", "busy"]),
 )
+AT = {
+    SECURE: ["one", "two", "ann", "bert", "quick"],
+    PLAIN: ["plain", "other stream"],
+    LOCAL: ["local"],
+}
+LATENCY = st.sampled_from([0.0, 0.0, 0.01, 0.2])
 ANY = st.integers(0, 1000)
 WHO = st.integers(0, 2)
 WHERE = st.sampled_from(
@@ -55,8 +61,13 @@ def _faults(endpoint: Any) -> list[tuple[str, str]]:
 
 
 FAULTS = st.sampled_from(ENDPOINTS).flatmap(
-    lambda endpoint: st.tuples(st.just(endpoint), st.sampled_from(_faults(endpoint)))
+    lambda endpoint: st.tuples(st.just(endpoint), st.sampled_from(_faults(endpoint)), st.sampled_from(AT[endpoint]))
 )
+"""Where something goes wrong, what, and for whom it will most likely do so."""
+
+AFTER = st.sampled_from([None, 0.0, 0.02, 0.1, 1.0, 5.0])
+"""Seconds that pass behind a step; None: not even this turn of the reactor ends."""
+
 THEN = st.sampled_from([None, None, None, "cancel", "deliver", "acquire", "release", "discard", "drop", "close"])
 """What a caller does as soon as it hears, within the callback."""
 
@@ -66,17 +77,14 @@ class CacheMachine(RuleBasedStateMachine):
 
     world: World
 
-    def make_world(self, *settings: Any) -> World:
-        return World(*settings)
-
     @initialize(
         limits=LIMITS,
-        latency=st.sampled_from([0.0, 0.0, 0.01, 0.2]),
+        latency=LATENCY,
         slow_delay=st.sampled_from([0.5, 5.0]),
         restart_seconds=st.sampled_from([0.0, 1.0]),
     )
     def begin(self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float) -> None:
-        self.world = self.make_world(limits, latency, slow_delay, restart_seconds)
+        self.world = World(limits, latency, slow_delay, restart_seconds)
 
     @staticmethod
     def pick(among: Any, index: int) -> Any:
@@ -94,7 +102,7 @@ class CacheMachine(RuleBasedStateMachine):
             world.deliver(who, where)
         elif what == "acquire":
             world.acquire(who, where)
-        elif what == "close" and index % 8 == 0:
+        elif what == "close" and index % 16 == 1:
             world.close()
         elif what in ("release", "discard", "drop") and holding is not None:
             world.end(holding, what)
@@ -102,6 +110,10 @@ class CacheMachine(RuleBasedStateMachine):
     def and_then(self, call: Call | None, then: str | None, who: int, where: str, index: int) -> None:
         if then is not None and call is not None and not call.fired:
             call.then = lambda: self.do(then, who, where, index)
+
+    def wait(self, seconds: float | None) -> None:
+        if seconds is not None:
+            self.world.pass_time(seconds)
 
     @rule(
         who=WHO,
@@ -113,20 +125,23 @@ class CacheMachine(RuleBasedStateMachine):
         deadline=st.sampled_from([None, None, 0.5, 5.0]),
         then=THEN,
         index=ANY,
+        after=AFTER,
     )
     def deliver(
         self, who: int, where: str, size: int, recipients: int, refused: int, source: str, deadline: float | None,
-        then: str | None, index: int,
+        then: str | None, index: int, after: float | None,
     ) -> None:  # fmt: skip
         call = self.world.deliver(
             who, where, size=size, recipients=recipients, refused=refused, source=source, deadline=deadline
         )
         self.and_then(call, then, who, where, index)
+        self.wait(after)
 
-    @rule(who=WHO, where=WHERE, times=st.integers(1, 6))
-    def deliver_several(self, who: int, where: str, times: int) -> None:
+    @rule(who=WHO, where=WHERE, times=st.integers(1, 6), after=AFTER)
+    def deliver_several(self, who: int, where: str, times: int, after: float | None) -> None:
         for _ in range(times):
             self.world.deliver(who, where)
+        self.wait(after)
 
     @rule(
         who=WHO,
@@ -137,18 +152,26 @@ class CacheMachine(RuleBasedStateMachine):
         timeout=st.sampled_from([None, None, 0.0, 1.0]),
         then=THEN,
         index=ANY,
+        after=AFTER,
     )
     def acquire(
         self, who: int, where: str, needs: Needs, fresh: bool, avoid: Any, timeout: float | None, then: str | None,
-        index: int,
+        index: int, after: float | None,
     ) -> None:  # fmt: skip
         call = self.world.acquire(who, where, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
         self.and_then(call, then, who, where, index)
+        self.wait(after)
+
+    @rule(who=WHO, where=WHERE, after=AFTER)
+    def acquire_plainly(self, who: int, where: str, after: float | None) -> None:
+        self.world.acquire(who, where)
+        self.wait(after)
 
     @precondition(lambda self: self.world.calls)
-    @rule(index=ANY)
-    def cancel(self, index: int) -> None:
+    @rule(index=ANY, after=AFTER)
+    def cancel(self, index: int, after: float | None) -> None:
         self.pick(self.world.calls, index).deferred.cancel()
+        self.wait(after)
 
     @rule(point=st.sampled_from(POINTS), what=THEN, who=WHO, where=WHERE, index=ANY)
     def be_ready_to_act(self, point: str, what: str | None, who: int, where: str, index: int) -> None:
@@ -156,15 +179,22 @@ class CacheMachine(RuleBasedStateMachine):
         self.world.traps[point] = lambda: self.do(what or "cancel", who, where, index)
 
     @precondition(lambda self: self.world.holdings)
-    @rule(index=ANY, size=st.sampled_from(SIZES), recipients=st.integers(1, 2), then=THEN, who=WHO, where=WHERE)
-    def send(self, index: int, size: int, recipients: int, then: str | None, who: int, where: str) -> None:
+    @rule(
+        index=ANY, size=st.sampled_from(SIZES), recipients=st.integers(1, 2), then=THEN, who=WHO, where=WHERE,
+        after=AFTER,
+    )  # fmt: skip
+    def send(
+        self, index: int, size: int, recipients: int, then: str | None, who: int, where: str, after: float | None
+    ) -> None:
         call = self.world.send(self.pick(self.world.holdings, index), size=size, recipients=recipients)
         self.and_then(call, then, who, where, index)
+        self.wait(after)
 
     @precondition(lambda self: self.world.holdings)
-    @rule(index=ANY, how=st.sampled_from(["release", "release", "release", "discard", "drop"]))
-    def end_lease(self, index: int, how: str) -> None:
+    @rule(index=ANY, how=st.sampled_from(["release", "release", "release", "discard", "drop"]), after=AFTER)
+    def end_lease(self, index: int, how: str, after: float | None) -> None:
         self.world.end(self.pick(self.world.holdings, index), how)
+        self.wait(after)
 
     @precondition(lambda self: self.world.ended)
     @rule(index=ANY, how=st.sampled_from(["release", "discard", "send"]))
@@ -173,32 +203,32 @@ class CacheMachine(RuleBasedStateMachine):
 
     # -- servers
 
-    @rule(fault=FAULTS, times=st.sampled_from([1, 1, 3]))
-    def arm(self, fault: Any, times: int) -> None:
-        endpoint, (point, kind) = fault
+    @rule(who=WHO, fault=FAULTS, times=st.sampled_from([1, 1, 3]), size=st.sampled_from(SIZES), after=AFTER)
+    def go_wrong(self, who: int, fault: Any, times: int, size: int, after: float | None) -> None:
+        endpoint, (point, kind), where = fault
         server = self.world.servers[endpoint]
         server.arm(Fault(point, kind, times=times))
         if point == "idle":
             server.strike_idle()
+        else:
+            self.world.deliver(who, where, size=size)
+        self.wait(after)
 
-    @rule(endpoint=st.sampled_from(ENDPOINTS), what=st.sampled_from(["restart", "stop", "go on", "go on"]))
+    @rule(endpoint=st.sampled_from(ENDPOINTS), what=st.sampled_from(["restart", "stop", "go on", "go on", "be well"]))
     def serve(self, endpoint: Any, what: str) -> None:
         server = self.world.servers[endpoint]
         if what == "restart":
             server.restart()
         elif what == "stop":
             server.stop_listening()
+        elif what == "be well":
+            server.disarm()
         elif not server._ports:
             server.listen(endpoint.port, endpoint.address)
 
-    @rule()
-    def be_well(self) -> None:
-        for server in self.world.servers.values():
-            server.disarm()
-
     # -- time
 
-    @rule(seconds=st.sampled_from([0.0, 0.0, 0.01, 0.05, 0.2, 1.0, 1.0, 4.0, 15.0, 70.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.2, 1.0, 4.0, 15.0, 70.0]))
     def pass_time(self, seconds: float) -> None:
         self.world.pass_time(seconds)
 
@@ -208,7 +238,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     # -- the end
 
-    @rule(really=st.sampled_from([False] * 19 + [True]))
+    @rule(really=st.sampled_from([False] * 29 + [True]))
     def close(self, really: bool) -> None:
         if really:
             self.world.close()
@@ -222,5 +252,3 @@ class CacheMachine(RuleBasedStateMachine):
         if hasattr(self, "world"):
             self.world.finish()
 
-
-_ = (LOCAL, PLAIN)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import io
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -82,6 +84,10 @@ def _destinations() -> dict[str, Destination]:
     }
 
 
+def nothing(_: object) -> None:
+    """For who does not care what has come of it."""
+
+
 class Call:
     """Something that was asked for and that fires once.
 
@@ -108,8 +114,11 @@ class Call:
             return
         world.calls.remove(self)
         world.check_in_time(self)
-        self._take(value)
+        # Nothing of it may keep a lease alive that its holder drops.
+        take, self._take = self._take, nothing
         then, self.then = self.then, None
+        take(value)
+        del take, value
         if then is not None:
             then()
 
@@ -184,6 +193,7 @@ class World:
         self.jump = 0.0
         self.closed = False
         self._base = time.time()
+        self._numbers = count(1)
         self._streams: dict[tuple[str, int], set[str]] = {}
         self._under_way: dict[tuple[str, int], str] = {}
         self._patch = mock.patch.object(memory, "time", SimpleNamespace(monotonic=self.reactor.seconds, time=self.wall))
@@ -251,7 +261,7 @@ class World:
         return f"{where.namespace}-{where.credentials.username if where.credentials else ''}"
 
     def message(self, stream: str, size: int, recipients: int, refused: int) -> tuple[Message, Envelope]:
-        label = f"m{len(self.messages) + 1}"
+        label = f"m{next(self._numbers)}"
         names = [f"{'no' if number < refused else 'to'}{number}.{label}@to.test" for number in range(recipients)]
         line = f"{label} says this again and again\r\n".encode()
         content = f"Subject: {label}\r\n\r\n".encode() + line * (size // len(line)) + line
@@ -296,6 +306,7 @@ class World:
             try:
                 holding.lease.send(envelope, message.content)
             except RuntimeError:
+                del self.messages[message.label]
                 return None
             self.complain("two messages at a time on one lease")
 
@@ -339,7 +350,7 @@ class World:
 
     def close(self) -> None:
         self.closed = True
-        Call(self, "close", self.cache.close(), self.reactor.seconds() + 60, lambda _: None)
+        Call(self, "close", self.cache.close(), self.reactor.seconds() + 60, nothing)
 
     # -- what servers see ------------------------------------------------------------------------------------------
 
@@ -483,6 +494,7 @@ class World:
             self.forget()
 
     def end_of_use(self) -> None:
+        gc.collect()
         for holding in list(self.holdings):
             self.end(holding, "release")
         self.close()
@@ -490,6 +502,8 @@ class World:
         assert not self.calls, f"without an end: {[call.what for call in self.calls]}"
 
     def check_nothing_is_left(self) -> None:
+        untold = [label for label, message in self.messages.items() if message.told is None]
+        assert not untold, f"nothing was told of {untold}"
         assert self.dropped == self.reclaimed, (self.dropped, self.reclaimed)
         for cache in self.memories:
             counts = _counts(cache)
