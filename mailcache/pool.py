@@ -51,7 +51,7 @@ from mailcache.misses import miss_reason
 from mailcache.places import Places
 from mailcache.result import DeliveryError
 from mailcache.routes import Routes
-from mailcache.routing.health import Health
+from mailcache.routing.health import Health, as_remembered
 from mailcache.routing.route import Route
 from mailcache.trust.evidence import CLEAR
 from mailcache.trust.opportunism import PATIENCE
@@ -239,7 +239,7 @@ class Pool:
         actions: list[Action] = []
         if member.state == OPENING:
             blamed = candidate.blamed(error)
-            self.health.failed(blamed, error, now, began=member.began)
+            self.health.failed(blamed, as_remembered(error), now, began=member.began)
             if blamed != candidate.way:
                 self.health.worked(candidate.way)
             request = disown(member)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -11,9 +12,11 @@ from zope.interface import implementer
 from zope.interface.verify import verifyObject
 
 from mailcache import DeliveryError, Destination, Limits, MemorySessionCache, Timeouts, TLSPolicy
+from mailcache.connection import Connection
 from mailcache.interfaces import IRouter
 from mailcache.routing.route import Route
 from mailcache.testing import Fault, MemoryReactor
+from mailcache.tls import TLSLayer
 from tests.helpers import PORT, Outcome, TableRouter, hop, memory_cache, verifying
 from tests.session_cache import SessionCacheTests
 from tests.session_cache.case import CacheCase
@@ -283,3 +286,21 @@ class ClockTests(Memory, SynchronousTestCase):
         before = bed.reactor.seconds()
         bed.deliver()
         self.assertLess(bed.reactor.seconds() - before, 0.56)
+
+
+class ForgettingTests(Memory, SynchronousTestCase):
+    """What failed is remembered for a long time, and of very many servers: what is dead must not stay with it."""
+
+    def connections(self) -> int:
+        gc.collect()
+        return sum(isinstance(each, (Connection, TLSLayer)) for each in gc.get_objects())
+
+    def test_nothing_is_left_of_a_connection_on_which_no_session_could_be_opened(self) -> None:
+        for point, kind in (("banner", "5xx"), ("handshake", "rst"), ("ehlo2", "garbage"), ("ehlo2", "silence")):
+            with self.subTest(point=point, kind=kind):
+                bed = self.bed(faults=[Fault(point, kind, times=2)])
+                before = self.connections()
+                self.assertIsInstance(bed.deliver(), DeliveryError)
+                bed.reactor.run_for(60)
+                bed.server.forget()
+                self.assertEqual(self.connections(), before)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache.envelope import Needs
+from mailcache.result import DeliveryError
 from mailcache.routing.route import Hop
 from mailcache.wire.capabilities import Capabilities
 from tests.pool_world import BARE, ENDPOINTS, UTF8, World, as_user, failure, to
@@ -430,7 +431,11 @@ class WaitersTests(SynchronousTestCase):
         world.fail(world.openings[0], refused)
         late = world.ask(ONE, timeout=1)
         world.pass_time(1)
-        self.assertIs(world.error(late).__cause__, refused)
+        cause = world.error(late).__cause__
+        assert isinstance(cause, DeliveryError)
+        self.assertEqual((str(cause), vars(cause)), (str(refused), vars(refused)))
+        # Theirs is theirs: it knows their frames.
+        self.assertIsNot(cause, refused)
 
     def test_no_more_may_wait_than_the_limit(self) -> None:
         world = self.full(waiters=2)

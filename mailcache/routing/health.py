@@ -20,6 +20,16 @@ MAX_REMEMBERED = 10_000
 """Subjects remembered, the one longest untried forgotten first: a host is some 300 bytes."""
 
 
+def as_remembered(error: DeliveryError) -> DeliveryError:
+    """The same without its traceback, and without what caused it.
+
+    Frames hold what they work on: the dead connection with its TLS, and with whoever was told, his messages.
+    """
+    return DeliveryError(
+        error.args[0], phase=error.phase, retriable=error.retriable, endpoint=error.endpoint, reply=error.reply
+    )
+
+
 class _Record:
     __slots__ = ("blocked_until", "error", "failed_at", "failures", "proven")
 

@@ -7,7 +7,8 @@ from itertools import pairwise
 from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache.result import DeliveryError
-from mailcache.routing.health import MAX_REMEMBERED, Health
+from mailcache.routing.health import MAX_REMEMBERED, Health, as_remembered
+from mailcache.wire.replies import Reply
 
 ERROR = DeliveryError("refused", phase="connect")
 
@@ -110,6 +111,17 @@ class MemoryTests(SynchronousTestCase):
         health.failed("it", ERROR, 1, began=0)
         health.failed("it", last, 2, began=1)
         self.assertIs(health.last_error("it"), last)
+
+    def test_what_is_remembered_of_an_error_says_the_same_and_holds_no_frames(self) -> None:
+        reply = Reply(421, b"421 busy\r\n")
+        try:
+            raise DeliveryError("cut", phase="ehlo", retriable=False, endpoint="it", reply=reply) from OSError("reset")
+        except DeliveryError as error:
+            remembered = as_remembered(error)
+            self.assertEqual((str(remembered), vars(remembered)), (str(error), vars(error)))
+        self.assertIsNone(remembered.__traceback__)
+        self.assertIsNone(remembered.__cause__)
+        self.assertIsNone(remembered.__context__)
 
     def test_asking_remembers_nothing(self) -> None:
         health = Health()
