@@ -155,6 +155,7 @@ class SMTPServer:
         self._armed: list[_Armed] = []
         self._live: list[Conversation] = []
         self._ports: list[IListeningPort] = []
+        self._places: list[IAddress] = []  # where it will listen again
         self._senders: list[str] = []
         self._forgotten = _Forgotten()
         self._down: IDelayedCall | None = None
@@ -188,7 +189,7 @@ class SMTPServer:
     @property
     def address(self) -> IAddress:
         """Where it listens (the first place, if there are more)."""
-        return self._ports[0].getHost()
+        return [*self._places, *(port.getHost() for port in self._ports)][0]
 
     @property
     def port(self) -> int:
@@ -202,6 +203,7 @@ class SMTPServer:
         """Refuse new connections from now on."""
         if self._down is not None and self._down.active():
             self._down.cancel()
+        self._places = []
         ports, self._ports = self._ports, []
         return gatherResults([maybeDeferred(port.stopListening) for port in ports]).addCallback(lambda _: None)
 
@@ -224,7 +226,9 @@ class SMTPServer:
         self.log.append((self.reactor.seconds(), 0, "restart"))
         self.abort_connections()
         if self.restart_seconds and self._down is None:
-            for port in self._ports:
+            ports, self._ports = self._ports, []
+            self._places = [port.getHost() for port in ports]  # a port that was stopped can't tell any more
+            for port in ports:
                 port.stopListening()
             self._down = self.reactor.callLater(self.restart_seconds, self.restart_over)
 
@@ -235,9 +239,9 @@ class SMTPServer:
             return
         if down.active():
             down.cancel()
-        ports, self._ports = self._ports, []
-        for port in ports:
-            address: Any = port.getHost()
+        places, self._places = self._places, []
+        address: Any
+        for address in places:
             if hasattr(address, "port"):
                 self.listen(address.port, address.host)
             else:

@@ -107,6 +107,23 @@ class Sockets(TestCase):
             await server.close()
             self.assertEqual(server.open_count, 0)
 
+    async def test_restart(self) -> None:
+        """It refuses for a while, and says all the time where it will be, then is there again."""
+        server = self.serve(restart_seconds=3600)
+        port = server.port
+
+        def connect() -> bytes:
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+                return client.recv(4096)
+
+        server.restart()
+        with self.assertRaises(ConnectionRefusedError):
+            await deferToThread(connect)
+        self.assertEqual(server.port, port)
+        server.restart_over()
+        self.assertEqual((await deferToThread(connect))[:4], b"220 ")
+        self.assertEqual(server.port, port)
+
     async def test_every_kind_under_tls(self) -> None:
         """Whatever strikes under TLS on a real socket, the client's close ends it and nothing is logged."""
         secure = trusting()
