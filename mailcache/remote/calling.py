@@ -59,6 +59,24 @@ class Wire(amp.AMP):
             self._pairs.close(descriptor)
         self._descriptors.clear()
 
+    def dataReceived(self, data: bytes) -> None:
+        try:
+            super().dataReceived(data)
+        except Exception as error:  # noqa: BLE001  (what AMP makes of a wrong box can be any)
+            self._not_understood(error)
+
+    def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
+        """What a keeper may tell; of what AMP answers by itself, nothing."""
+        return super().locateResponder(name) if name == commands.Retiring.commandName else None  # type: ignore[no-any-return]
+
+    def unhandledError(self, failure: Failure) -> None:
+        """A command or an answer that is none."""
+        self._not_understood(failure.value)
+
+    def _not_understood(self, error: BaseException) -> None:
+        self._log.error("the keeper is not understood: {error}", error=repr(error))
+        self.abort()
+
     @commands.Retiring.responder
     def retire(self) -> dict[str, Any]:
         """The keeper says that it lends no more."""

@@ -261,21 +261,24 @@ class RemoteSessionCache:
         return data
 
     def _answered(self, answer: dict[str, Any], asked: Asked) -> None:
-        descriptor = answer.get("descriptor")
-        if not self._waiting.answered(asked):
-            if descriptor is not None:
-                self._pairs.close(descriptor)
-            return
+        wanted = self._waiting.answered(asked)
         try:
+            if not wanted:
+                return
             if answer.get("error") is not None:
                 self._refused(asked, codec.decode_error(answer["error"]))
             elif answer.get("granted") is not None:
-                self._granted(asked, answer)
+                self._granted(asked, Granted.decode(answer["granted"]), answer)
             else:
                 raise MalformedError("an answer without a grant or an error")
         except MalformedError as error:
             self._log.error("the keeper is not understood: {error}", error=str(error))
             self._link.abort()
+        finally:
+            # One that was taken is there no more.
+            descriptor = answer.pop("descriptor", None)
+            if descriptor is not None:
+                self._pairs.close(descriptor)
         self._ask_again(asked.destination)
         self._check_closed()
 
@@ -323,10 +326,9 @@ class RemoteSessionCache:
 
     # -- leases ------------------------------------------------------------------------------------------------
 
-    def _granted(self, asked: Asked, answer: dict[str, Any]) -> None:
-        grant = Granted.decode(answer["granted"])
+    def _granted(self, asked: Asked, grant: Granted, answer: dict[str, Any]) -> None:
         self._link.lent()
-        descriptor = answer.get("descriptor")
+        descriptor = answer.pop("descriptor", None)
         if descriptor is not None:
             borrowed = self._meet(grant.pair, descriptor, answer.get("facts"), asked.destination)
         else:

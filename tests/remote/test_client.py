@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mailcache import DeliveryResult, Limits, Timeouts, TLSPolicy
 from mailcache.remote import commands
 from mailcache.remote.lending import Borrower
+from mailcache.remote.packed import Granted
 from mailcache.testing import Fault, MemoryReactor
 from tests.helpers import CREDENTIALS, KEEPER, KeeperBed, Outcome, authority, keeper_cache, stored
 from tests.session_cache import SessionCacheTests
@@ -230,3 +231,25 @@ class WithoutKeeperTests(SynchronousTestCase):
         bed.keeper.buildProtocol = lambda addr: Old(bed.keeper)  # type: ignore[method-assign]
         self.assertIsInstance(bed.deliver(), DeliveryResult)
         self.assertEqual(self.fallbacks(bed), 1)
+
+    def test_grants_that_are_none(self) -> None:
+        """The link ends, and no descriptor that came with them is left open."""
+        for answer in (
+            {"granted": b"too short"},
+            {"error": b"{}"},
+            {"granted": Granted(1, 1, 0, None, False).encode(), "facts": b"{}"},
+            {},
+        ):
+            bed = self.bed()
+
+            class Odd(Borrower):
+                @commands.Acquire.responder
+                def acquire(self, destination: bytes, wanted: bytes, answer: dict[str, Any] = answer) -> dict[str, Any]:
+                    descriptor = self._pairs.make(Protocol())
+                    self.close_when_sent(descriptor)
+                    return {"facts": b"{}", "granted": b"", **answer, "descriptor": descriptor}
+
+            bed.keeper.buildProtocol = lambda addr, odd=Odd, bed=bed: odd(bed.keeper)  # type: ignore[method-assign]
+            self.assertIsInstance(bed.deliver(), DeliveryResult)
+            bed.reactor.run_for(1)
+            self.assertEqual((self.fallbacks(bed), bed.reactor.descriptors), (1, {}), answer)

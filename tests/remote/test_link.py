@@ -116,6 +116,46 @@ class LinkBed:
         return self.reactor.seconds() - began
 
 
+class NotUnderstoodTests(SynchronousTestCase):
+    """What no keeper of this version says: it ends the link, and is no failure that anybody would have to see."""
+
+    def heard(self, **values: bytes) -> LinkBed:
+        bed = LinkBed()
+        bed.made()
+        box = amp.AmpBox({name.encode(): value for name, value in values.items()})
+        bed.keepers[0].transport.write(box.serialize())  # type: ignore[union-attr]
+        bed.reactor.pump()
+        return bed
+
+    def test_answers_to_nothing(self) -> None:
+        for values in (
+            {"_answer": b"77"},
+            {"_error": b"77", "_error_code": b"FAULT", "_error_description": b""},
+            {"nothing": b"at all"},
+            {"_command": b"Acquire"},
+            {"_command": b"Retiring", "_ask": b"1", "_answer": b"2"},
+        ):
+            bed = self.heard(**values)
+            self.assertEqual((bed.heard, bed.keepers[0].lost), (["made", "lost"], True), values)
+
+    def test_long_key(self) -> None:
+        bed = LinkBed()
+        bed.made()
+        bed.keepers[0].transport.write(b"\x7f\xffkey")  # type: ignore[union-attr]
+        bed.reactor.pump()
+        self.assertEqual(bed.heard, ["made", "lost"])
+
+    def test_commands_of_amp_itself(self) -> None:
+        """They are not known here, and the link lives."""
+        for name in (b"StartTLS", b"ProtocolSwitch", b"Acquire"):
+            bed = LinkBed()
+            bed.made()
+            asked = Outcome(bed.keepers[0].callRemoteString(name))
+            bed.reactor.pump()
+            self.assertIsInstance(asked.value, amp.UnhandledCommand)
+            self.assertEqual(bed.heard, ["made"])
+
+
 class MakingTests(SynchronousTestCase):
     """From being wanted to standing, or to the next attempt."""
 
