@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import attrs
 from twisted.internet.defer import Deferred
@@ -30,7 +30,7 @@ def _compared(token: object) -> object:
 class Credentials:
     """A name to log in as, with a password, a token, or the destination's client certificate: exactly one of them.
 
-    Compared byte for byte, suppliers of tokens by what they are. No secret is in the repr.
+    Compared byte for byte, suppliers of tokens by what they are. No secret is in the repr, and they can't be pickled.
 
     :param username: the account. With ``external`` it may be empty: the certificate says it all.
     :param password: for SCRAM-SHA-256, PLAIN, LOGIN and CRAM-MD5.
@@ -75,6 +75,16 @@ class Credentials:
         self._check_contents()
         if self.mechanisms is not None:
             object.__setattr__(self, "mechanisms", self._checked_mechanisms(self.mechanisms))
+
+    def __reduce__(self) -> NoReturn:
+        """:raises TypeError: a pickle is a copy of the secret that nobody looks after."""
+        raise TypeError("credentials are not pickled: a secret is in them")
+
+    def __copy__(self) -> Credentials:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Credentials:
+        return self
 
     def _check_contents(self) -> None:
         password, token = self.password, self.token
