@@ -56,7 +56,12 @@ class Book:
     """
 
     def __init__(
-        self, name: str, clock: Any, wall: Callable[[], float], births: dict[str, Birth], complain: Callable[[str], None]
+        self,
+        name: str,
+        clock: Any,
+        wall: Callable[[], float],
+        births: dict[str, Birth],
+        complain: Callable[[str], None],
     ) -> None:
         self.name = name
         self.pending: list[Asked] = []
@@ -208,5 +213,3 @@ class WatchedRemote(Watched, RemoteSessionCache):
         for asked in self.book.pending:
             asked.astray = True
         super()._fall_back(waiter)
-
-

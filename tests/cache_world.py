@@ -55,7 +55,11 @@ LONGEST = 600.0
 """Seconds in which whatever is asked for has come to its end: a delivery has at most 3 parts with 2 attempts each, an
 attempt waits for at most 2 openings (7 replies of 3 s) and as often for a place (10 s), and has 8 replies of its own."""
 
-SECURE, PLAIN, LOCAL = Endpoint("smtp", "192.0.2.1", 25), Endpoint("smtp", "192.0.2.2", 25), Endpoint("lmtp", "192.0.2.3", 24)
+SECURE, PLAIN, LOCAL = (
+    Endpoint("smtp", "192.0.2.1", 25),
+    Endpoint("smtp", "192.0.2.2", 25),
+    Endpoint("lmtp", "192.0.2.3", 24),
+)
 ENDPOINTS = (SECURE, PLAIN, LOCAL)
 USERS = {"ann": "secret", "bert": "secret, too"}
 UTF8 = Needs(smtputf8=True)
@@ -326,7 +330,7 @@ class World:
         message.told = value.value if isinstance(value, Failure) else value
 
     def end(self, holding: Holding, how: str) -> None:
-        """"release" or "discard" a lease, or "drop" it."""
+        """ "release" or "discard" a lease, or "drop" it."""
         self.holdings.remove(holding)
         if how == "drop":
             self.dropped += 1
@@ -421,7 +425,9 @@ class World:
         if not known <= sockets <= known + states[OPENING]:
             self.complain(f"{cache.book.name} has {states}, and {sockets} sockets")
         book = cache.book
-        alive = sum(member.session is not None and member.session.id in book.held for member in cache._pool._places.members)
+        alive = sum(
+            member.session is not None and member.session.id in book.held for member in cache._pool._places.members
+        )
         if states[LEASED] > len(book.held) or states[LEASED] > alive:
             self.complain(f"{cache.book.name} has {states}, and leases of {sorted(book.held)}")
         if counts["waiting"] != len(book.pending):
@@ -483,8 +489,7 @@ class World:
             self.traps.clear()
             for server in self.servers.values():
                 server.disarm()
-            self.reactor.run_for(LONGEST)
-            assert not self.calls, f"without an end: {[call.what for call in self.calls]}"
+            self.await_calls(LONGEST)
             self.check()
             self.end_of_use()
             self.reactor.run_for(700)
@@ -494,12 +499,19 @@ class World:
             self.forget()
 
     def end_of_use(self) -> None:
-        gc.collect()
+        if self.dropped != self.reclaimed:
+            gc.collect()
         for holding in list(self.holdings):
             self.end(holding, "release")
         self.close()
-        self.reactor.run_for(60)
-        assert not self.calls, f"without an end: {[call.what for call in self.calls]}"
+        self.await_calls(150.0)
+
+    def await_calls(self, limit: float) -> None:
+        """All that was asked for comes to its end."""
+        try:
+            self.reactor.run_until(lambda: not self.calls, limit)
+        except AssertionError:
+            raise AssertionError(f"without an end: {[call.what for call in self.calls]}") from None
 
     def check_nothing_is_left(self) -> None:
         untold = [label for label, message in self.messages.items() if message.told is None]

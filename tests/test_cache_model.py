@@ -20,7 +20,9 @@ EXAMPLES = 100
 class MemoryMachine(CacheMachine):
     """What can only happen to a cache in memory is here."""
 
-    @rule(limits=LIMITS, timeouts=st.sampled_from([TIMEOUTS, attrs.evolve(TIMEOUTS, mail=1, dot=2)]), which=st.booleans())
+    @rule(
+        limits=LIMITS, timeouts=st.sampled_from([TIMEOUTS, attrs.evolve(TIMEOUTS, mail=1, dot=2)]), which=st.booleans()
+    )
     def reload(self, limits: Limits, timeouts: Any, which: bool) -> None:
         world: Any = self.world
         world.check()

@@ -38,7 +38,9 @@ class KeeperWorld(World):
     :ivar keepers: all there have been, the one that listens last.
     """
 
-    def __init__(self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float, linger: float) -> None:
+    def __init__(
+        self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float, linger: float
+    ) -> None:
         self.linger = linger
         self.keepers: list[WatchedKeeper] = []
         self.borrowers: list[WatchedRemote] = []
@@ -164,8 +166,7 @@ class KeeperWorld(World):
         super().end_of_use()
         if self._ports:
             self.end_keeper("in order", False)
-        self.reactor.run_for(60)
-        assert not self.calls, f"without an end: {[call.what for call in self.calls]}"
+        self.await_calls(150.0)
 
     def check_nothing_is_left(self) -> None:
         super().check_nothing_is_left()
@@ -179,5 +180,3 @@ class KeeperWorld(World):
 
 def _path(number: int) -> str:
     return f"/run/mailcache/{number}"
-
-

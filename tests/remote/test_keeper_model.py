@@ -25,7 +25,9 @@ class KeeperMachine(CacheMachine):
 
     world: KeeperWorld
 
-    @initialize(limits=LIMITS, latency=LATENCY, slow_delay=st.sampled_from([0.5, 5.0]), linger=st.sampled_from([0.0, LINGER]))
+    @initialize(
+        limits=LIMITS, latency=LATENCY, slow_delay=st.sampled_from([0.5, 5.0]), linger=st.sampled_from([0.0, LINGER])
+    )
     def begin(self, limits: Limits, latency: float, slow_delay: float, linger: float) -> None:
         self.world = KeeperWorld(limits, latency, slow_delay, 0.0, linger)
 
