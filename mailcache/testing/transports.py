@@ -9,6 +9,7 @@ What it models, and what a test may therefore rely on:
   C{readConnectionLost} if its protocol is half-closeable. With octets unread it is a reset, as in a kernel;
 * C{abortConnection} resets: the peer has C{ConnectionLost} at once and its unread octets are gone;
 * octets that reach a closed end are answered by a reset;
+* C{cut_after} breaks it at an octet of your choice, see L{mailcache.testing.cutting};
 * over a UNIX socket, descriptors of the network in memory arrive before the octets that they were sent with;
 * everything goes to the present C{protocol} attribute, so that TLS can be put in between at any time.
 """
@@ -40,6 +41,8 @@ from twisted.internet.interfaces import (
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
+
+from mailcache.testing.cutting import Cut
 
 #: Octets that may be sent before the peer's protocol has taken them: TCP's window without scaling.
 WINDOW = 65_536
@@ -91,6 +94,8 @@ class MemoryTransport:
         self._flush_due = False
         self._write_closing = False
         self._write_closed = False
+        self._cut: Cut | None = None
+        self._lost = False  # what is sent from now on does not arrive
         # Receiving.
         self._unread: deque[bytes | None] = deque()
         self._paused = False
@@ -171,6 +176,27 @@ class MemoryTransport:
         self.disconnecting = True
         self._later(0, self._close, _because(ConnectionAborted()), True)
 
+    def cut_after(self, octets: int, how: str, *, at_next: bool = False) -> None:
+        """
+        Break the connection when so many more octets have gone from this end to the other.
+
+        @param octets: how many of those written from now on still arrive.
+        @param how: one of L{mailcache.testing.cutting.WAYS}.
+        @param at_next: break it when one more octet is to go, not as soon as the last has; with 0 it always is so.
+        @raise ValueError: for another way, or less than no octets.
+        """
+        self._cut = Cut(octets, how, at_next)
+
+    def _break(self, how: str) -> None:
+        """The last octet before a cut has arrived."""
+        if how == "rst":
+            for end in (self._other, self):
+                end._close(_because(ConnectionLost()), gone=True)
+        elif how == "close":
+            self._other.loseConnection()
+        elif how == "silence":
+            self._other._lost = True
+
     # Sending
 
     def write(self, data: bytes) -> None:
@@ -219,7 +245,18 @@ class MemoryTransport:
                 half.writeConnectionLost()
 
     def _send(self, segment: bytes) -> None:
-        self.post(self._other._arrive, segment)
+        cut = self._cut
+        if cut is None or not cut.falls_in(segment):
+            self.post(self._other._arrive, segment)
+            return
+        self._cut = None
+        if cut.left:
+            self.post(self._other._arrive, segment[: cut.left])
+        self.post(self._break, cut.how)
+        if cut.how == "fin":
+            self._waiting.clear()
+            self._close(_because(ConnectionDone()))
+        self._lost = True
 
     def _drained(self) -> None:
         if self._producer is not None and (self._producer_paused or not self._streaming):
@@ -233,6 +270,8 @@ class MemoryTransport:
 
     def post(self, arrive: Callable[..., object], *arguments: object) -> None:
         """Have something happen at the other end after the latency, and after all that was sent before."""
+        if self._lost:
+            return
         now = self._network.clock.seconds()
         self._last_arrival = max(now + self._network.latency_to(self._peer), self._last_arrival)
         self._arrivals.append(partial(arrive, *arguments))
