@@ -102,12 +102,6 @@ class Deaths(PostalCase):
         self.enough = False
         return gatherResults([Deferred.fromCoroutine(self.flow(each, f"f{n}")) for n, each in enumerate(writers)])
 
-    async def begin(self, *options: str) -> Process:
-        """A keeper, over the socket that the one before has left; no borrower knows of that one."""
-        keeper = await self.start(*options)
-        _, keeper.open_at_start = await self.ask_keeper(keeper)
-        return keeper
-
     async def lead_to(self, point: str, writer: Process) -> None:
         """Send what has to be sent before a conversation can come to this point."""
         reused = point in REUSED or (point in IN_TRANSACTION and self.chance.random() < 0.5)

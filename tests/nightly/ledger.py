@@ -54,7 +54,7 @@ def told_by(outcome: object) -> dict[str, Any]:
             "undecided": list(outcome.undecided),
         }
     if isinstance(outcome, DeliveryError):
-        return {"outcome": "error"}
+        return {"outcome": "error", "phase": outcome.phase, "detail": str(outcome)}
     if isinstance(outcome, CancelledError):
         return {"outcome": "cancelled"}
     raise TypeError(f"a caller was told {outcome!r}")

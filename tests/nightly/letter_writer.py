@@ -6,8 +6,9 @@ from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
 
-from mailcache import Destination, Envelope, RemoteSessionCache, Timeouts, deliver
+from mailcache import DeliveryError, Destination, Envelope, RemoteSessionCache, Timeouts, deliver
 from tests.helpers import CREDENTIALS
 from tests.nightly.ledger import told_by
 from tests.nightly.letters import letter
@@ -19,6 +20,10 @@ SHORT = Timeouts(
     first_reply=0.5,
 )  # fmt: skip
 """Seconds, for servers that stand still on purpose."""
+
+
+PAUSE = 0.1
+"""Seconds until the next letter of who was told that there is nothing to be had: as a queue waits, but shorter."""
 
 
 class LetterWriter(Borrower):
@@ -69,6 +74,8 @@ class LetterWriter(Borrower):
                 except Exception as error:  # noqa: BLE001  (told_by says which of them there may be)
                     outcome = error
                 tell(label=label, report=told_by(outcome))
+                if isinstance(outcome, DeliveryError):
+                    await deferLater(reactor, PAUSE)  # type: ignore[arg-type]
 
         await gatherResults([Deferred.fromCoroutine(some()) for _ in range(at_once)])
         tell(posted=True)

@@ -68,7 +68,13 @@ class PostalCase(RestartCase):
         """Have these letters sent; fires when all of them were told of."""
         for label in labels:
             self.ledger.begin(label)
-        return writer.does("post", "posted", labels=labels, **more)
+        return writer.does("post", "posted", labels=labels, **more).addCallback(_without_failure)
+
+    async def begin(self, *options: str) -> Process:
+        """A keeper, over the socket that the one before has left, if one has."""
+        keeper = await self.start(*options)
+        _, keeper.open_at_start = await self.ask_keeper(keeper)
+        return keeper
 
     def settle(self, writers: Sequence[Process]) -> None:
         """Enter what writers have told and servers have, and compare; what nobody has told, nobody will."""
@@ -81,6 +87,12 @@ class PostalCase(RestartCase):
         for server in self.servers:
             self.ledger.read(server, f"port {server.port}")
         self.ledger.settle()
+
+
+def _without_failure(facts: dict[str, Any]) -> dict[str, Any]:
+    if "failed" in facts:
+        raise AssertionError(facts["failed"])
+    return facts
 
 
 def run(case: unittest.TestCase) -> bool:
