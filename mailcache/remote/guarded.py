@@ -25,6 +25,9 @@ from mailcache.writing import Writer
 MAX_BOX = 131_072
 """Bytes of one box: a destination and a request of 32 KiB each, with room."""
 
+MAX_KEYS = 64
+"""Keys of one box; ours have six at most. Each costs much more memory than it has bytes."""
+
 
 @implementer(IPullProducer)
 class _WhenSent:
@@ -160,6 +163,11 @@ class GuardedAMP(amp.AMP):
         finally:
             self._reading = False
             self._send_answers()
+        if self._currentBox is not None and len(self._currentBox) > MAX_KEYS:
+            self._too_many_keys()
+
+    def _too_many_keys(self) -> None:
+        self.drop(f"a box of more than {MAX_KEYS} keys")
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
         self._pairs.close(descriptor)
@@ -173,7 +181,9 @@ class GuardedAMP(amp.AMP):
         if self._dropped:
             return
         name = box.get(amp.COMMAND, b"")
-        if not name or amp.ANSWER in box or amp.ERROR in box:
+        if len(box) > MAX_KEYS:
+            self._too_many_keys()
+        elif not name or amp.ANSWER in box or amp.ERROR in box:
             self.drop("a box that is no command")
         elif name in self._told:
             self._be_told(name, box)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Any, ClassVar
 
 from twisted.internet.defer import Deferred, fail
@@ -13,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from mailcache.remote.codec import MalformedError
-from mailcache.remote.guarded import MAX_BOX, GuardedAMP
+from mailcache.remote.guarded import MAX_BOX, MAX_KEYS, GuardedAMP
 from mailcache.testing import MemoryPairs, MemoryReactor
 from tests.helpers import Outcome
 
@@ -289,6 +291,29 @@ class DropTests(SynchronousTestCase):
                 sent += piece
                 self.assertLess(sent, MAX_BOX + 3 * piece)
             self.assertGreaterEqual(sent, MAX_BOX - piece)
+
+    def test_box_of_many_keys(self) -> None:
+        """It ends the link, whole or not, and holds little until then: a key takes more memory than it is long."""
+        keys = b"".join(b"\0\3" + number.to_bytes(3, "big") + b"\0\0" for number in range(18_000))
+        for piece in (100, 1_000, len(keys)):
+            bed = GuardedBed(Plain())
+            gc.collect()
+            tracemalloc.start()
+            before = tracemalloc.get_traced_memory()[0]
+            sent = 0
+            while not bed.serving.lost:
+                bed.say(keys[sent : sent + piece])
+                sent += piece
+                self.assertLess(sent, len(keys) + piece, "it is taken to its end")
+            held = tracemalloc.get_traced_memory()[1] - before
+            tracemalloc.stop()
+            self.assertLessEqual(sent, max(piece, 7 * (MAX_KEYS + 1) + piece))
+            self.assertLess(held, 1024 * 1024)
+        more = {f"k{number}": b"" for number in range(MAX_KEYS - 3)}
+        self.check_dropped(box(b"Echo", text=b"x", one=b"", **more))
+        bed = GuardedBed(Plain())
+        bed.say(box(b"Echo", text=b"x", **more))
+        self.assertEqual((bed.serving.lost, bed.echoed), (False, 1))
 
     def test_large_box(self) -> None:
         """As large as it may be, it is taken."""
