@@ -63,18 +63,18 @@ class Wire(amp.AMP):
         try:
             super().dataReceived(data)
         except Exception as error:  # noqa: BLE001  (what AMP makes of a wrong box can be any)
-            self._not_understood(error)
+            self._not_understood(repr(error))
 
     def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
         """What a keeper may tell; of what AMP answers by itself, nothing."""
-        return super().locateResponder(name) if name == commands.Retiring.commandName else None  # type: ignore[no-any-return]
+        return super().locateResponder(name) if name == commands.Retiring.commandName else None
 
     def unhandledError(self, failure: Failure) -> None:
         """A command or an answer that is none."""
-        self._not_understood(failure.value)
+        self._not_understood(failure.getErrorMessage())
 
-    def _not_understood(self, error: BaseException) -> None:
-        self._log.error("the keeper is not understood: {error}", error=repr(error))
+    def _not_understood(self, error: str) -> None:
+        self._log.error("the keeper is not understood: {error}", error=error)
         self.abort()
 
     @commands.Retiring.responder
