@@ -36,7 +36,7 @@ MAX_BOXES = 2_000
 """Boxes that a keeper takes of a borrower in one input. It does not ask for ever."""
 
 DEADLINE = 8.0
-"""Seconds for a message. It is for the keeper to say when a request has waited too long, and this one may say nothing."""
+"""Seconds for a message. How long a request waits is for the keeper to say, and this one may say nothing."""
 
 
 class LentServer(StrangeServer):
@@ -76,7 +76,7 @@ class StrangeKeeper(Protocol):
             self._boxes += 1
             assert self._boxes < MAX_BOXES, "the borrower asks for ever"
             if box.get(b"_command") == b"Acquire":
-                # Each takes its time: a borrower who gets what is of no use to him asks again, until he has no patience.
+                # It takes its time: a borrower who gets what is of no use to him asks again at once.
                 self._world.reactor.callLater(0.05, self._take, box)
             else:
                 self._take(box)

@@ -39,7 +39,8 @@ KEYS = (
 )  # fmt: skip
 SAID = (
     b"MAIL FROM:<a@x>\r\n", b"RCPT TO:<b@y>\r\n", b"DATA\r\n", b"Subject: x\r\n\r\n.\r\n", b"RSET\r\n", b"NOOP\r\n",
-    b"QUIT\r\n", b"EHLO x\r\n", b"BDAT 5 LAST\r\nhello", b"BDAT 99999\r\n", b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n",
+    b"QUIT\r\n", b"EHLO x\r\n", b"BDAT 5 LAST\r\nhello", b"BDAT 99999\r\n",
+    b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n",
 )  # fmt: skip
 _WANTED = struct.Struct("!QdQB")
 

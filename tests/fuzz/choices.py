@@ -8,7 +8,7 @@ REPEAT_LINE, REPEAT_BYTE = 0xFE, 0xFD
 """In a stream: so many times the line before, or 64 times the byte before, as the next byte says. So a few bytes of
 input reach the limits that are there for thousands."""
 
-MAX_STREAM = 300_000
+MAX_STREAM = 140_000
 """Bytes that `expanded` gives: above every limit of a reply or a box."""
 
 

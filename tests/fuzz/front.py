@@ -18,7 +18,8 @@ from tests.helpers import PORT, Outcome, memory_cache
 
 LINES = (
     b"EHLO client.test", b"HELO x", b"MAIL FROM:<a@example.com>", b"MAIL FROM:<a@example.com> SIZE=100 BODY=8BITMIME",
-    b"RCPT TO:<b@example.com>", b"RCPT TO:<refused@example.com>", b"DATA", b"Subject: x\r\n\r\n..dot\r\n.", b".", b"RSET",
+    b"RCPT TO:<b@example.com>", b"RCPT TO:<refused@example.com>", b"DATA", b"Subject: x\r\n\r\n..dot\r\n.", b".",
+    b"RSET",
     b"NOOP", b"QUIT", b"VRFY b", b"AUTH PLAIN AHUAcA==", b"AUTH LOGIN", b"dXNlcg==",
 )  # fmt: skip
 ENOUGH_BY_ONE = 600

@@ -12,7 +12,7 @@ from tests.fuzz.target import Target
 Read = tuple[list[tuple[int, tuple[bytes, ...], str | None]], bool, bool]
 """The replies with their flaws; whether it ended in an error; whether something is pending."""
 
-ENOUGH_BY_ONE = 6_000
+ENOUGH_BY_ONE = 800
 """Bytes of the streams that are tried byte by byte, too."""
 
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?\r?\n", re.DOTALL)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import attrs
@@ -35,6 +35,7 @@ class Run:
     :ivar features: those, by how often they were passed, and values that were compared.
     :ivar new: inputs that have reached what those stored had not.
     :ivar crashes: inputs that have broken a promise, or hung.
+    :ivar status: of the process; 0 if it came to its end.
     :ivar said: the end of what the engine has said, for who looks for the reason.
     """
 
@@ -45,18 +46,19 @@ class Run:
     features: int
     new: tuple[bytes, ...]
     crashes: tuple[bytes, ...]
+    status: int
     said: str
 
     @property
     def failed(self) -> bool:
-        """Whether a promise was broken, or nothing was tried."""
-        return bool(self.crashes) or not self.executions
+        """Whether a promise was broken, or it did not come to its end, or nothing was tried."""
+        return bool(self.crashes or self.status) or not self.executions
 
     def __str__(self) -> str:
         pace = self.executions / max(self.seconds, 0.1)
         return (
-            f"{self.name:<14} {self.executions:>10,} executions {pace:>8,.0f} a second   {len(self.new):>4} new seeds   "
-            f"coverage {self.coverage:>5,}   features {self.features:>6,}   crashes {len(self.crashes)}"
+            f"{self.name:<14} {self.executions:>10,} executions {pace:>8,.0f} a second   {len(self.new):>4} new seeds"
+            f"   coverage {self.coverage:>5,}   features {self.features:>6,}   crashes {len(self.crashes)}"
         )
 
 
@@ -72,40 +74,47 @@ def fuzz(what: Target, seconds: int, seed: int, more: tuple[bytes, ...] = ()) ->
         corpus.spread(known, seeds)
         words = folder / "words"
         words.write_text("".join(f'"{_escaped(word)}"\n' for word in what.words), "ascii")
-        said = _run(
-            [
-                sys.executable, "-m", "tests.fuzz.engine", name, str(seeds), f"-artifact_prefix={found}/",
-                f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={what.max_input}", f"-timeout={STUCK}",
-                f"-rss_limit_mb={MEMORY}", f"-dict={words}", "-use_value_profile=1", "-print_final_stats=1",
-                "-len_control=20",
-            ],
-            seconds + START_AND_END,
-            folder,
-        )  # fmt: skip
+        command = [
+            sys.executable, "-m", "tests.fuzz.engine", name, str(seeds), f"-artifact_prefix={found}/",
+            f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={what.max_input}", f"-timeout={STUCK}",
+            f"-rss_limit_mb={MEMORY}", f"-dict={words}", "-use_value_profile=1", "-print_final_stats=1",
+            "-len_control=20",
+        ]  # fmt: skip
+        began = time.monotonic()
+        status, said = _run(command, seconds + START_AND_END, folder)
+        taken = time.monotonic() - began
         new = tuple(data for data in corpus.gathered(seeds) if data not in set(known))
         crashes = tuple(path.read_bytes() for path in sorted(found.iterdir()))
-        return _read(name, said, new, crashes)
+        return parsed(name, said, taken, new, crashes, status)
 
 
-def _run(command: list[str], limit: int, folder: Path) -> str:
+def _run(command: list[str], limit: int, folder: Path) -> tuple[int, str]:
+    """The status of a command that may take ``limit`` seconds, and what it has said."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder), "PYTHONHASHSEED": "0"}
     with (folder / "said").open("w+b") as said:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run(command, cwd=ROOT, env=environment, stdout=said, stderr=said, timeout=limit, check=False)
+        try:
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=said, stderr=said, timeout=limit, check=False
+            )
+            status = done.returncode
+        except subprocess.TimeoutExpired:
+            status = 124
         said.seek(0)
-        return said.read().decode("utf-8", "backslashreplace")
+        return status, said.read().decode("utf-8", "backslashreplace")
 
 
 def _escaped(word: bytes) -> str:
     return "".join(f"\\x{byte:02X}" for byte in word)
 
 
-def _read(name: str, said: str, new: tuple[bytes, ...], crashes: tuple[bytes, ...]) -> Run:
+def parsed(
+    name: str, said: str, seconds: float, new: tuple[bytes, ...], crashes: tuple[bytes, ...], status: int = 0
+) -> Run:
     """A run, from what libFuzzer has said."""
     reached = re.findall(r"cov: (\d+) ft: (\d+)", said) or [("0", "0")]
     executions = _number(r"stat::number_of_executed_units:\s*(\d+)", said) or _number(r"^#(\d+)\s", said)
-    seconds = _number(r"Done \d+ runs in (\d+) second", said)
-    return Run(name, executions, seconds, int(reached[-1][0]), int(reached[-1][1]), new, crashes, said[-4_000:])
+    coverage, features = map(int, reached[-1])
+    return Run(name, executions, seconds, coverage, features, new, crashes, status, said[-4_000:])
 
 
 def _number(pattern: str, said: str) -> int:

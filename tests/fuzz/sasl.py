@@ -46,7 +46,7 @@ def check(data: bytes) -> None:
 
 
 def check_mechanism(choices: Choices, mechanism: Mechanism) -> None:
-    """It answers, or says by `SaslError` that there is nothing to answer. SCRAM believes only who knows the password."""
+    """It answers, or says by `SaslError` that it can not. SCRAM believes only who knows the password."""
     said = [mechanism.initial() or b""]
     assert SECRET not in repr(mechanism)
     proven = not isinstance(mechanism, ScramSHA256)

@@ -17,7 +17,7 @@ MAX_INPUT = 4_096
 """Bytes of an input, unless its target says otherwise. `tests.fuzz.choices.expanded` makes more of them."""
 
 
-class PromiseBroken(AssertionError):
+class BrokenPromiseError(AssertionError):
     """An input has shown a defect."""
 
 
@@ -61,6 +61,6 @@ class Target:
             if was_enabled:
                 gc.enable()
         if logged:
-            raise PromiseBroken(f"{self.name}: logged as a failure: {logged[0]}")
+            raise BrokenPromiseError(f"{self.name}: logged as a failure: {' / '.join(logged)}")
         if taken > LONGEST:
-            raise PromiseBroken(f"{self.name}: {taken:.1f} s of CPU for {len(data)} bytes")
+            raise BrokenPromiseError(f"{self.name}: {taken:.1f} s of CPU for {len(data)} bytes")

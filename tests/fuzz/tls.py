@@ -92,7 +92,7 @@ def check_stream(choices: Choices) -> None:
     places = bytes([choices.byte(), choices.byte()])
     stream = choices.rest()
     outcomes = set()
-    for pieces in ([stream], cut(stream, places), one_by_one(stream[:400]) + [stream[400:]]):
+    for pieces in ([stream], cut(stream, places), [*one_by_one(stream[:400]), stream[400:]]):
         followed = Followed()
         for piece in pieces:
             followed.take(piece)

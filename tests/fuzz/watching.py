@@ -1,4 +1,4 @@
-"""What a keeper follows of a conversation that it has lent: the same whatever the cuts, and never clean when it is not."""
+"""What a keeper follows of a conversation that it has lent: the same in all cuts, and clean only where it is."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from tests.fuzz.target import Target
 
 COMMANDS = (
     b"MAIL FROM:<a@x>\r\n", b"RCPT TO:<b@y>\r\n", b"DATA\r\n", b"RSET\r\n", b"NOOP\r\n", b"QUIT\r\n", b"VRFY b\r\n",
-    b"BDAT 5 LAST\r\nhello", b"BDAT 3\r\nhey", b"Subject: x\r\n\r\nbody\r\n", b".\r\n", b"..\r\n", b"\r\n.\r\n", b"EHLO x\r\n",
+    b"BDAT 5 LAST\r\nhello", b"BDAT 3\r\nhey", b"Subject: x\r\n\r\nbody\r\n", b".\r\n", b"..\r\n", b"\r\n.\r\n",
+    b"EHLO x\r\n",
     b"MAIL FROM:<a@x>\r\nRCPT TO:<b@y>\r\nDATA\r\n", b"BDAT 99\r\n",
 )  # fmt: skip
 REPLIES = (
-    b"250 ok\r\n", b"354 go\r\n", b"550 no\r\n", b"421 bye\r\n", b"250-a\r\n250 b\r\n", b"250 ok\n", b"250", b"-", b" x\r\n",
-    b"250 ok\r\n250 ok\r\n354 go\r\n", b"252 maybe\r\n", b"334 x\r\n", b"450 later\r\n", b"garbage\r\n", b"250 \0\r\n", b"2",
+    b"250 ok\r\n", b"354 go\r\n", b"550 no\r\n", b"421 bye\r\n", b"250-a\r\n250 b\r\n", b"250 ok\n", b"250", b"-",
+    b" x\r\n",
+    b"250 ok\r\n250 ok\r\n354 go\r\n", b"252 maybe\r\n", b"334 x\r\n", b"450 later\r\n", b"garbage\r\n",
+    b"250 \0\r\n", b"2",
 )  # fmt: skip
 _REPLY = re.compile(rb"(?:([2-5][0-9][0-9])-[^\n]*\n)*([2-5][0-9][0-9])(?: [^\n]*)?\r?\n")
 
