@@ -83,9 +83,7 @@ def main() -> None:
         kept = chosen(what, inputs, ENOUGH if name in MAIN else ENOUGH_OF_OTHERS)
         corpus.store(name, kept)
         size = corpus.path_of(name).stat().st_size
-        print(
-            f"{name:<14} {len(set(inputs)):>6} inputs, {len(corpus.load(name)):>5} kept, {size:>9,} bytes", flush=True
-        )
+        print(f"{name:<14} {len(set(inputs)):>6} inputs, {len(kept):>5} kept, {size:>9,} bytes", flush=True)
 
 
 if __name__ == "__main__":

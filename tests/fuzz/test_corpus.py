@@ -1,12 +1,16 @@
-"""All inputs that are stored are tried again, without a fuzzer; and what a fuzzer would be run by is as it should be."""
+"""All inputs that are stored are tried again, without a fuzzer; and what fuzzers are run by is as it should be."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from twisted.internet.defer import fail
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fuzz import corpus
+from tests.fuzz import target as target_module
 from tests.fuzz.choices import MAX_STREAM, Choices, cut, expanded, one_by_one
 from tests.fuzz.running import parsed
 from tests.fuzz.table import ENOUGH, MAIN, NAMES, target
@@ -69,22 +73,15 @@ class TargetTests(SynchronousTestCase):
             Target("test", lambda data: 1 // len(data), ()).run(b"")
 
     def test_a_deferred_that_fails_unheard(self) -> None:
-        from twisted.internet.defer import fail
-
         self.assertIn("unheard", self.broken(lambda _: fail(ValueError("unheard")) and None))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     def test_a_failure_that_is_logged(self) -> None:
-        from twisted.logger import Logger
-        from twisted.python.failure import Failure
-
         self.assertIn("odd", self.broken(lambda _: Logger().failure("odd", Failure(ValueError("odd")))))
         self.assertEqual(len(self.flushLoggedErrors(ValueError)), 1)
 
     def test_a_hang(self) -> None:
-        from tests.fuzz import target as module
-
-        self.patch(module, "LONGEST", 0.01)
+        self.patch(target_module, "LONGEST", 0.01)
         self.assertIn("of CPU", self.broken(lambda _: sum(range(2_000_000))))
 
     def test_all_is_well(self) -> None:
