@@ -200,9 +200,9 @@ class WatchedMemory(Watched, MemorySessionCache):
     def retire(self, outdated: Callable[[Destination], bool], reason: str) -> None:
         for member in self._pool._places.members:
             session: Any = member.session
-            if session is not None and outdated(member.destination):
-                if member.state == IDLE or session.id in self.book.held:
-                    self.book.outdated.add(session.id)
+            known = session is not None and (member.state == IDLE or session.id in self.book.held)
+            if known and outdated(member.destination):
+                self.book.outdated.add(session.id)
         super().retire(outdated, reason)
 
 

@@ -68,6 +68,9 @@ FAULTS = st.sampled_from(ENDPOINTS).flatmap(
 AFTER = st.sampled_from([None, 0.0, 0.02, 0.1, 1.0, 5.0])
 """Seconds that pass behind a step; None: not even this turn of the reactor ends."""
 
+AGAIN = st.sampled_from(["release", "discard", "send"])
+"""What is tried with a lease that has ended."""
+
 THEN = st.sampled_from([None, None, None, "cancel", "deliver", "acquire", "release", "discard", "drop", "close"])
 """What a caller does as soon as it hears, within the callback."""
 
@@ -162,10 +165,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.and_then(call, then, who, where, index)
         self.wait(after)
 
-    @rule(who=WHO, where=WHERE, after=AFTER)
-    def acquire_plainly(self, who: int, where: str, after: float | None) -> None:
-        self.world.acquire(who, where)
-        self.wait(after)
+    @rule(who=WHO, where=WHERE, times=st.integers(1, 3))
+    def acquire_plainly(self, who: int, where: str, times: int) -> None:
+        for _ in range(times):
+            self.world.acquire(who, where)
+        self.wait(1.0)
 
     @precondition(lambda self: self.world.calls)
     @rule(index=ANY, after=AFTER)
@@ -191,13 +195,20 @@ class CacheMachine(RuleBasedStateMachine):
         self.wait(after)
 
     @precondition(lambda self: self.world.holdings)
-    @rule(index=ANY, how=st.sampled_from(["release", "release", "release", "discard", "drop"]), after=AFTER)
-    def end_lease(self, index: int, how: str, after: float | None) -> None:
-        self.world.end(self.pick(self.world.holdings, index), how)
+    @rule(
+        index=ANY, how=st.sampled_from(["release", "release", "release", "discard", "drop"]), again=AGAIN, after=AFTER
+    )
+    def end_lease(self, index: int, how: str, again: str, after: float | None) -> None:
+        holding = self.pick(self.world.holdings, index)
+        lease = None if how == "drop" else holding.lease
+        self.world.end(holding, how)
+        del holding
         self.wait(after)
+        if lease is not None:
+            self.world.use_again(lease, again)
 
     @precondition(lambda self: self.world.ended)
-    @rule(index=ANY, how=st.sampled_from(["release", "discard", "send"]))
+    @rule(index=ANY, how=AGAIN)
     def use_an_ended_lease(self, index: int, how: str) -> None:
         self.world.use_again(self.pick(self.world.ended, index), how)
 
@@ -223,8 +234,10 @@ class CacheMachine(RuleBasedStateMachine):
             server.stop_listening()
         elif what == "be well":
             server.disarm()
-        elif not server._ports:
-            server.listen(endpoint.port, endpoint.address)
+        else:
+            server.restart_over()
+            if not server._ports:
+                server.listen(endpoint.port, endpoint.address)
 
     # -- time
 
@@ -232,9 +245,14 @@ class CacheMachine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.world.pass_time(seconds)
 
-    @rule(hours=st.sampled_from([-1, 1]))
-    def set_the_wall_clock(self, hours: int) -> None:
+    @rule(hours=st.sampled_from([-1, 1]), who=WHO, after=AFTER)
+    def set_the_wall_clock(self, hours: int, who: int, after: float | None) -> None:
+        """It matters to those who want a proof."""
+        self.world.deliver(who, "two")
+        self.wait(1.0)
         self.world.jump += hours * HOUR
+        self.world.deliver(who, "two")
+        self.wait(after)
 
     # -- the end
 

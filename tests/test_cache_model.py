@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
@@ -12,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache import Limits
 from tests.cache_machine import LIMITS, SETTINGS, CacheMachine
-from tests.cache_world import TIMEOUTS
+from tests.cache_world import HASTY, TIMEOUTS
 
 EXAMPLES = 100
 
@@ -20,9 +19,7 @@ EXAMPLES = 100
 class MemoryMachine(CacheMachine):
     """What can only happen to a cache in memory is here."""
 
-    @rule(
-        limits=LIMITS, timeouts=st.sampled_from([TIMEOUTS, attrs.evolve(TIMEOUTS, mail=1, dot=2)]), which=st.booleans()
-    )
+    @rule(limits=LIMITS, timeouts=st.sampled_from([TIMEOUTS, HASTY]), which=st.booleans())
     def reload(self, limits: Limits, timeouts: Any, which: bool) -> None:
         world: Any = self.world
         world.check()

@@ -217,9 +217,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first run")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
-    print(f"seed: {seed}")  # noqa: T201
+    print(f"seed: {seed}")
     figures = interleave(options.runs, seed, options.first)
-    print("\n".join(figures.lines()))  # noqa: T201
+    print("\n".join(figures.lines()))
     return 0 if figures.kept else 1
 
 

@@ -72,15 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=sorted(MACHINES), default=None)
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
-    print(f"seed: {seed}")  # noqa: T201
+    print(f"seed: {seed}")
     status = 0
     for which in [options.only] if options.only else MACHINES:
         figures, broken = try_worlds(which, options.examples, seed)
         for what, count in figures.items():
-            print(f"{which}, {what}: {count}")  # noqa: T201
-        print(f"{which}, worlds that broke a promise: {int(broken is not None)}")  # noqa: T201
+            print(f"{which}, {what}: {count}")
+        print(f"{which}, worlds that broke a promise: {int(broken is not None)}")
         if broken is not None:
-            print(broken)  # noqa: T201
+            print(broken)
             status = 1
     return status
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import attrs
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
@@ -14,7 +13,7 @@ from mailcache import Limits
 from mailcache.remote.borrowed import LINGER
 from mailcache.remote.configuration import Configuration
 from tests.cache_machine import LATENCY, LIMITS, SETTINGS, WHO, CacheMachine
-from tests.cache_world import TIMEOUTS
+from tests.cache_world import HASTY, TIMEOUTS
 from tests.remote.keeper_world import ADMITTED, ANN, BOB, KeeperWorld
 
 EXAMPLES = 60
@@ -46,7 +45,7 @@ class KeeperMachine(CacheMachine):
 
     @rule(
         limits=LIMITS,
-        timeouts=st.sampled_from([TIMEOUTS, attrs.evolve(TIMEOUTS, mail=1, dot=2)]),
+        timeouts=st.sampled_from([TIMEOUTS, HASTY]),
         shared=st.booleans(),
         most=st.sampled_from([None, None, 2]),
     )
