@@ -43,11 +43,17 @@ class Waiter:
         return self.fresh or bool(self.avoid) or self.needs is not NO_NEEDS
 
     def takes(self, borrowed: Borrowed) -> bool:
-        """Whether ``borrowed`` will do."""
+        """Whether ``borrowed`` will do, which was not leased for him alone.
+
+        Who wants a fresh one waits for that: a session that carried nothing may have been kept, and be dead, as well.
+        """
+        return not self.fresh and self.suits(borrowed)
+
+    def suits(self, borrowed: Borrowed) -> bool:
+        """Whether ``borrowed`` is of the kind that he has asked for, be it kept or new."""
         session = borrowed.session
         return (
             borrowed.destination == self.destination
-            and not (self.fresh and session.uses)
             and session.key.endpoint not in self.avoid
             and self.needs.unmet_by(session.capabilities) is None
         )

@@ -340,7 +340,7 @@ class RemoteSessionCache:
         borrowed.granted(grant, asked.destination, self._now())
         self._endpoints[asked.destination] = borrowed.session.key.endpoint
         self._leased.add(borrowed)
-        if asked.waiter is not None and asked.waiter.takes(borrowed) and self._waiting.remove(asked.waiter):
+        if asked.waiter is not None and asked.waiter.suits(borrowed) and self._waiting.remove(asked.waiter):
             asked.waiter.granted.callback(Lease(self, borrowed, borrowed.session))
         elif not self._offer(borrowed):
             self._return(borrowed)

@@ -115,6 +115,27 @@ class HandOnTests(SynchronousTestCase):
         lease.release()
         bed.finish(Outcome(other.close()))
 
+    def test_who_wants_a_fresh_session_gets_none_that_was_kept_without_use(self) -> None:
+        """It may be as dead as the one before, whether it comes for another who waits here or lingers."""
+        bed = self.bed(latency=0.2, limits=Limits(sessions_per_destination=2))
+        other = bed.borrower()
+        kept, given_up = [bed.finish(Outcome(other.acquire(bed.destination))) for _ in range(2)]
+        plain, fresh = bed.acquire(), bed.acquire(fresh=True)
+        bed.reactor.run_for(1)
+        given_up.discard()
+        bed.reactor.run_for(0.5)
+        kept.release()
+        self.assertEqual(bed.finish(plain, 0.1).session.id, kept.session.id)
+        self.assertFalse(fresh.done)
+        bed.finish(fresh)
+        self.assertEqual(bed.server.connection_count, 3)
+        plain.value.release()
+        last = bed.finish(bed.acquire(fresh=True))
+        self.assertEqual(bed.server.connection_count, 4)
+        for lease in (fresh.value, last):
+            lease.release()
+        bed.finish(Outcome(other.close()))
+
     def test_close_gives_back(self) -> None:
         bed = self.bed()
         bed.deliver()
