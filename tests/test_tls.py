@@ -352,6 +352,13 @@ class SecretWriter:
         self.number += 1
         return header + AESGCM(self.expand(b"key", 32)).encrypt(nonce.to_bytes(12), plain, header)
 
+    def read(self, record: bytes) -> tuple[int, bytes]:
+        """The kind and the plain text of a record that was written from this secret, with the next number."""
+        nonce = int.from_bytes(self.expand(b"iv", 12)) ^ self.number
+        plain = AESGCM(self.expand(b"key", 32)).decrypt(nonce.to_bytes(12), record[5:], record[:5])
+        self.number += 1
+        return plain[-1], plain[:-1]
+
     def key_update(self, requested: bool) -> bytes:
         data = self.record(22, b"\x18\0\0\x01" + bytes([requested]))
         self.secret, self.number = self.expand(b"traffic upd", 48), 0
