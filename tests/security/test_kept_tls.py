@@ -158,12 +158,13 @@ class Idle(SharingCase):
                         if point == "dot" and record.number == 1:
                             _speak(callers, callers.bed.server._live[-1], closes, REPLY, apart=apart)
 
-                    silent = Fault("dot", "silence", connection=1)
+                    silent = Fault("after_dot", "silence", connection=1)
                     with (
                         self.about(closes, apart, way),
                         self.callers(way, server={"verdict": interrupts}, faults=[silent]) as callers,
                     ):
                         self.assertIsInstance(callers.deliver(0, to()), UncertainDelivery)
+                        self.assertLess(callers.bed.reactor.seconds(), 1, "it is not waited for")
                         self.sent(callers.deliver(1, to()))
                         self.assertEqual(len(callers.connections), 2)
 
