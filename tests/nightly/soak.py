@@ -17,12 +17,12 @@ from typing import Any
 
 import attrs
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater, react
+from twisted.internet.task import deferLater
 
 from mailcache import Timeouts
 from tests.nightly.balance import Sent, balance, read_sent, read_taken
 from tests.nightly.figures import Drift, Report, Trend, drift, percentile, trend
-from tests.nightly.stage import Memory, Stage, Told, addresses, memory_of
+from tests.nightly.stage import Memory, Stage, Told, addresses, command, memory_of
 from tests.remote.processes import descriptors, until
 
 SERVERS = 4
@@ -322,22 +322,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-async def run(reactor: Any, options: argparse.Namespace, report: Report) -> int:
-    """Carry it out; gives the exit status."""
+async def run(reactor: Any, options: argparse.Namespace, report: Report) -> None:
     report.say("seed", options.seed)
     async with Stage(reactor) as stage:
         await Soak(reactor, options, report, stage).run()
-    return report.status
-
-
-def main() -> None:
-    options = parse()
-
-    async def command(reactor: Any) -> None:
-        raise SystemExit(await run(reactor, options, Report()))
-
-    react(lambda reactor: Deferred.fromCoroutine(command(reactor)))
 
 
 if __name__ == "__main__":
-    main()
+    command(run, parse())

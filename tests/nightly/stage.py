@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
@@ -9,17 +10,19 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import attrs
 from twisted.internet import reactor
-from twisted.internet.defer import gatherResults
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import UNIXClientEndpoint, connectProtocol
+from twisted.internet.task import react
 from twisted.protocols import amp
 
 from mailcache.remote import codec, commands
+from tests.nightly.figures import Report
 from tests.remote.processes import ROOT, Process, until
 
 START_LIMIT = 30.0
@@ -162,3 +165,14 @@ class Stage:
         process = self._spawn("-m", "tests.nightly.senders_process")
         await process.do("open", destinations=list(destinations), label=label, **settings)
         return process
+
+
+def command(run: Callable[[Any, argparse.Namespace, Report], Awaitable[None]], options: argparse.Namespace) -> None:
+    """Run a proof as a program: it prints its figures, and ends with 1 if one of them breaks a promise."""
+
+    async def ended(reactor: Any) -> None:
+        report = Report()
+        await run(reactor, options, report)
+        raise SystemExit(report.status)
+
+    react(lambda reactor: Deferred.fromCoroutine(ended(reactor)))
