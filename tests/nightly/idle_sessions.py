@@ -1,8 +1,8 @@
-"""``python -m tests.nightly.idle_sessions``: thousands of idle sessions in a keeper; what they cost, and are they alive?
+"""``python -m tests.nightly.idle_sessions``: thousands of idle sessions in a keeper; what they cost, and do they live?
 
-They are opened by one borrower, which leaves, so that what is measured is of the keeper and of kept sessions alone; then
-the same again with the borrower there, which has a pair of sockets for each. After a time without a message another
-borrower sends one on each of them: on the same connections, without a second try.
+They are opened by one borrower. While it is there it has a pair of sockets for each; then it leaves, so that what is
+measured is of kept sessions alone. After a time without a message another borrower sends one on each of them: on the
+same connections, without a second try.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ class Servers(Orders):
         self.taken: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.mixed = 0
+        self.mails = 0
+        self.accepted: list[float] = []
         self._tenants: dict[tuple[str, int], str] = {}
         self._chaos = False
 
@@ -66,11 +68,17 @@ class Servers(Orders):
             "connections": sum(server.connection_count for server in self.servers),
             "open": sum(server.open_count for server in self.servers),
             "handshakes": sum(server.handshake_count for server in self.servers),
+            "mails": self.mails,
             "messages": self.taken.total(),
             "faults": dict(self.faults),
             "violations": [f"{server.hostname}: {each}" for server in self.servers for each in server.violations],
             "mixed": self.mixed,
         }
+
+    async def do_accepted(self) -> list[float]:
+        """When each connection was accepted, in seconds."""
+        self._harvest(strike=False)
+        return self.accepted
 
     async def do_taken(self, path: str) -> int:
         """Write how often each message was taken to ``path``; gives how many messages that are."""
@@ -110,6 +118,8 @@ class Servers(Orders):
         for server in self.servers:
             for message in server.messages:
                 self._count(server, message)
+            self.mails += sum(text.startswith("MAIL ") for _, _, text in server.log)
+            self.accepted += [at for at, _, text in server.log if text.startswith("connection from ")]
             self.faults.update(fault.kind for fault, _ in server.fired)
             server.forget()
             if strike and self._chaos:

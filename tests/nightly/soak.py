@@ -315,7 +315,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30.0, help="of load")
     parser.add_argument("--destinations", type=int, default=500)
     parser.add_argument("--borrowers", type=int, default=4, help="processes that send")
-    parser.add_argument("--rate", type=float, default=120.0, help="messages a second, of all of them")
+    parser.add_argument("--rate", type=float, default=100.0, help="messages a second, of all of them")
     parser.add_argument("--size", type=int, default=4000, help="octets of a message")
     parser.add_argument("--chaos", type=float, default=0.01, help="probability of a fault at each point")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
