@@ -41,15 +41,15 @@ def main() -> int:
     def one(what: Target) -> Run:
         run = fuzz(what, options.seconds, seed)
         print(run, flush=True)
+        if run.failed:
+            crashes = [data.hex() for data in run.crashes]
+            print(f"{run.name}: {crashes or f'ended with status {run.status}'}\n{run.said}", flush=True)
+        if options.keep is not None:
+            keep(run, options.keep)
         return run
 
     with ThreadPoolExecutor(options.jobs) as pool:
         runs = list(pool.map(one, targets))
-    for run in runs:
-        if options.keep is not None:
-            keep(run, options.keep)
-        if run.failed:
-            print(f"\n{run.name}: {[data.hex() for data in run.crashes] or 'nothing was tried'}\n{run.said}")
     executions, crashes = sum(run.executions for run in runs), sum(len(run.crashes) for run in runs)
     print(f"{len(runs)} targets, {executions:,} executions, {crashes} crashes")
     return 1 if any(run.failed for run in runs) else 0

@@ -110,7 +110,8 @@ TARGET = Target(
     check,
     tuple(b"\0" + text for text in (
         b"a@example.com", b'"a b"@example.com', b"a@[192.0.2.1]", b"a@[IPv6:2001:db8::1]", b"postmaster",
-        "ü@bücher.example".encode(), b"a\r\nRCPT TO:<b@x>@example.com", b'"\\"\\\\"@x', b"a..b@x.", b"a@b>c",
+        "ü@bücher.example".encode(), b"a\r\nRCPT TO:<b@x>@example.com", b'"\\"\\\\"@x',
+        b"a..b@x.", b"a\xe2\x80\xa8b@x", b"a\xc2\x85@x", b'"a\xe2\x80\xa9"@x', b"a@b>c",
         b"a\xfd\x01@x", b"a@x.\xfd\x04y", b"\xed\xa0\x80@x",
     ))
     + tuple(b"\1" + text for text in (b"mx.example.com", b"[192.0.2.1]", b"[IPv6:::1]", b"a_b.c", b"-a", b"a b"))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 from unittest.mock import patch
 
-from twisted.internet.protocol import Protocol, connectionDone
+from twisted.internet.protocol import Protocol
 from twisted.protocols import amp
-from twisted.python.failure import Failure
 
 from mailcache import DeliveryError, RemoteSessionCache
 from mailcache.destination import Endpoint
@@ -24,7 +23,7 @@ from tests.fuzz.conversation import TIMEOUTS, World, check_claim
 from tests.fuzz.ledger import TappedPair
 from tests.fuzz.strange_server import StrangeServer
 from tests.fuzz.target import Target
-from tests.helpers import KEEPER, PORT
+from tests.helpers import KEEPER, PORT, Outcome
 
 _FACTS = codec.encode_facts(
     Facts("1f", Endpoint("smtp", "127.0.0.1", PORT), "127.0.0.1", Capabilities({"PIPELINING": ()}), CLEAR, "clear", 0.5)
@@ -35,7 +34,7 @@ _ERROR = codec.encode_error(
 MAX_BOXES = 2_000
 """Boxes that a keeper takes of a borrower in one input. It does not ask for ever."""
 
-DEADLINE = 8.0
+DEADLINE = 4.0
 """Seconds for a message. How long a request waits is for the keeper to say, and this one may say nothing."""
 
 
@@ -49,7 +48,7 @@ class LentServer(StrangeServer):
 class StrangeKeeper(Protocol):
     """One link. All links of an input take their choices from the same ones."""
 
-    def __init__(self, choices: Choices, world: World, pairs: MemoryPairs) -> None:
+    def __init__(self, choices: Choices, world: BorrowersWorld, pairs: MemoryPairs) -> None:
         self._choices = choices
         self._world = world
         self._pairs = pairs
@@ -58,14 +57,9 @@ class StrangeKeeper(Protocol):
         self._boxes = 0
         self._descriptors = 0
         self._lease = 0
-        self._servers: list[LentServer] = []
 
     def connectionMade(self) -> None:
         self._wire = self.transport
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        for server in self._servers:
-            server.transport.abortConnection()  # type: ignore[union-attr]
 
     def dataReceived(self, data: bytes) -> None:
         self._read += data
@@ -77,7 +71,7 @@ class StrangeKeeper(Protocol):
             assert self._boxes < MAX_BOXES, "the borrower asks for ever"
             if box.get(b"_command") == b"Acquire":
                 # It takes its time: a borrower who gets what is of no use to him asks again at once.
-                self._world.reactor.callLater(0.05, self._take, box)
+                self._world.reactor.callLater(0.1, self._take, box)
             else:
                 self._take(box)
 
@@ -135,7 +129,7 @@ class StrangeKeeper(Protocol):
             return
         if what != 14:
             server = LentServer(choices, self._world.reactor)
-            self._servers.append(server)
+            self._world.servers.append(server)
             descriptor = self._pairs.make(server)
             self._wire.sendFileDescriptor(descriptor)
             self._world.reactor.callLater(0.001, self._pairs.close, descriptor)
@@ -158,12 +152,20 @@ class BorrowersWorld(World):
 
     def __init__(self, choices: Choices) -> None:
         super().__init__()
+        self.servers: list[LentServer] = []
         pairs = MemoryPairs(self.reactor)
         self.reactor.listenUNIX(KEEPER, self.listen(lambda: StrangeKeeper(choices, self, pairs)))
         self.cache = RemoteSessionCache(
             self.reactor, f"unix:{KEEPER}", pairs=pairs, timeouts=TIMEOUTS, wait_timeout=5, fallback=None,
             clock=self.reactor.seconds,
         )  # fmt: skip
+
+    def close(self) -> None:
+        """A keeper that is strange may leave its pairs open: they are closed from this side."""
+        self.finish(Outcome(self.cache.close()))
+        for server in self.servers:
+            server.transport.abortConnection()  # type: ignore[union-attr]
+        super().close()
 
 
 def check(data: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,7 @@ _DESTINATIONS = tuple(
     )
 )
 _ENDPOINTS = frozenset({Endpoint("smtp", "192.0.2.1", 25), Endpoint("lmtp", "/x", None)})
+_NO_TIMES = tuple(struct.pack("!d", time) for time in (float("nan"), float("inf"), -1.0, 1e9))
 
 TARGET = Target(
     "codec",
@@ -100,6 +102,7 @@ TARGET = Target(
         b"\2" + b"[\xfd\xff",
         b"\3" + Wanted(1, Needs(smtputf8=True, size=5), True, _ENDPOINTS, 30.0).encode(),
         b"\3" + Wanted(1, Needs(), False, frozenset(), 30.0).encode(),
+        *(b"\3" + Wanted(1, Needs(), False, frozenset(), 1.0).encode()[:8] + time + bytes(9) for time in _NO_TIMES),
         b"\4" + Granted(1, 2, 3, None, True).encode(),
         b"\5" + Released(1, 2, 3, 4, False).encode(),
     ),

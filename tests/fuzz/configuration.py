@@ -62,7 +62,12 @@ def _place(path: str, line: str, content: bytes) -> tuple[int, str]:
     number = int(match[1])
     assert 1 <= number <= content.count(b"\n") + 1, (number, line)
     assert SECRET not in line, "a secret is told"
-    return number, match[2].partition(": ")[0]
+    key = match[2].partition(": ")[0]
+    text = content.replace(b"\r\n", b"\n").split(b"\n")[number - 1].decode("utf-8", "replace")
+    if key not in ("no TOML", "") and number > 1 and "\\" not in text and key.isascii():
+        # It is the line of the key, or of a table that it is in.
+        assert any(part.strip("'") in text for part in key.split(".")), (line, text)
+    return number, key
 
 
 def check(data: bytes) -> None:
@@ -102,6 +107,7 @@ def _beginnings() -> tuple[bytes, ...]:
     )
     wrong = [content.encode() for content, *_ in WRONG]
     no_toml = [content for content, *_ in NO_TOML if len(content) < 1_000]
+    no_toml += [b"[limits]\n\nsessions = 9\xfd\x50\n", b"a = 0xf\xfd\x50\n", b"[limits]\nsessions = 0xf\xfd\x10\n"]
     texts = [_shipped(), b"", b'a = """\nx\n"""\nb = 1\n', b"a = [\n1,\n# x\n2]\nlimits.x = 1\n", *wrong, *no_toml]
     return (b"\1" + whole, *(b"\0" + text for text in texts))
 

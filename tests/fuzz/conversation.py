@@ -142,7 +142,19 @@ TARGET = Target(
         *(bytes([way]) for way in range(16)),
         *(bytes([way, *[15] * place, what, 9, 9]) for way in (0, 1) for place in range(8) for what in range(1, 12)),
         *(bytes([way, *[15] * place, what, 3, 0x80]) for way in (0, 1) for place in range(12) for what in (5, 10)),
-        *(bytes([way, 15, 15, 0, 15, what, 17, 12]) + b"250 a\r\n354 b\r\n" for way in (0, 1) for what in (2, 3, 4)),
+        # Greeted, the reply to EHLO, and then this in place of, before and behind the replies to MAIL, RCPT and DATA.
+        *(
+            bytes([way, 15, 0, 15, what, 16, len(said)]) + said + bytes([then, 16, len(more)]) + more
+            for way in range(4)
+            for what in (2, 3, 4, 5, 11)
+            for said, then, more in (
+                (b"354 go\r\n25", 2, b"0 ok\r\n"),
+                (b"354 go\r\n250 ok\r\n", 2, b"250 ok\r\n"),
+                (b"250 a\r\n250 b\r\n354 c\r\n25", 2, b"0 ok\r\n"),
+                (b"250 a\r\n550 b\r\n354 c\r\n", 15, b""),
+                (b"550 a\r\n250 b\r\n354 c\r\n", 2, b"250 ok\r\n"),
+            )
+        ),
         b"\4\xff\xff\x0f\xff\x0f\0\x0f\x06\x40",
     ),
     (b"250 ok\r\n", b"354 go\r\n", b"\r\n", b"\n", b"25", b"\xfe\x64", b"\xfd\x40", b"\x0f\x0f\x0f", b"\x02\x11"),

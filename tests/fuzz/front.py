@@ -120,6 +120,7 @@ TARGET = Target(
         b"\x40\x80" + bytes([0, 2, 4, 6, 240, 30]) + b"a\r\n.\nb\n.\r\nc\r.\r\nd\r\n..\r\n\r\n.\r\n",
         b"\x40\x80" + bytes([0, 2, 4, 6, 240, 12]) + b"\0\x80\xff\r\n.\r\nNOO" + bytes([240, 3]) + b"P\r\n",
         b"\x40\x80" + bytes([0, 240, 4]) + b"x\xfd\xc3y" + bytes([10]),
+        b"\xf0\xff" + bytes([0, 240, 4]) + b"x\xfd\xc3y" + bytes([2, 10]),
         b"\x40\x80" + bytes([0, 240, 22]) + b"MAIL FROM:<a@x> X=1\r\n\n" + bytes([10]),
         b"\x40\x80" + bytes([0, 240, 21]) + b"MAIL FROM:<\xc3\xbc@x.test>\r\n",
     ),

@@ -132,6 +132,7 @@ TARGET = Target(
             b"250 a\xfd\x1fbc\r\n",
             b"250-" + b"a\xfd\x1f" + b"\r\n\xfe\x1f250 b\r\n",
             b"250-" + b"a\xfd\x1f" + b"\r\n\xfe\x21250 b\r\n",
+            *(b"250-" + b"x" * 58 + b"\xfd\x1f\r\n\xfe\x1e250 " + b"x" * n + b"\xfd\x1f\r\n" for n in (57, 58, 59)),
             b"HTTP/1.1 400 Bad Request\r\n",
             b"\x15\x03\x03\0\x02\x02\x28",
         )

@@ -172,6 +172,7 @@ TARGET = Target(
         *(bytes([2 * mechanism, 2, 28]) + b"eyJzdGF0dXMiOiI0MDAifQ=====" for mechanism in (4, 5)),
         b"\6\0\0\0\0",
         b"\6\0\0\1\0\x01v\1",
+        *(b"\6\0\0\0\1" + bytes([at, 3]) + b"xyz\1" for at in (0x00, 0x40, 0x80, 0xF0)),
         b"\6\0\1\xc0\x03999\0\0\0",
         b"\6\2\x10e=other-error,x=y",
         *(

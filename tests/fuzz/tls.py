@@ -200,14 +200,15 @@ def check_connection(choices: Choices, version: int) -> None:
     heard, transport, server = Heard(), _Wire(), TLSServer(_server_context(version))
     connection = Connection(heard, lambda: 0.0, lambda _: None)  # type: ignore[arg-type]
     connection.makeConnection(transport)
-    in_clear = b"220 mx.test\r\n220 go ahead\r\n" + choices.piece()
+    behind = choices.piece()
+    in_clear = b"220 mx.test\r\n220 go ahead\r\n" + behind
     connection.write(b"EHLO client.test\r\nSTARTTLS\r\n", (9.0, 9.0))
     for piece in cut(in_clear, bytes([choices.byte()])):
         connection.dataReceived(piece)
-    if connection.ended or not connection.quiet:
-        # Something was said behind the reply to STARTTLS: there is no handshake then.
-        assert in_clear[27:] and not heard.established
+    assert connection.ended == bool(behind), "what was said behind the reply to STARTTLS"
+    if connection.ended:
         return
+    assert connection.quiet
     in_clear_heard = len(heard.replies)
     transport.clear()
     connection.start_tls(_context(), "mx.test", 9.0)
