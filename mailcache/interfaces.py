@@ -113,5 +113,11 @@ class IPairs(Interface):
         :raises OSError: if it is no stream socket that lives.
         """
 
+    def received(descriptor: int) -> None:
+        """This has come in, whatever it is: no program that this one starts may inherit it.
+
+        :raises OSError: if that can't be.
+        """
+
     def close(descriptor: int) -> None:
         """Close an end that was sent, or that nobody wants."""

@@ -7,12 +7,12 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.protocol import connectionDone
-from twisted.logger import Logger
 from twisted.protocols import amp
 from twisted.python.failure import Failure
 
 from mailcache.interfaces import IPairs
 from mailcache.remote import commands
+from mailcache.remote.guarded import BoundedAMP
 
 PING_EVERY, PING_PATIENCE = 0.3, 1.0
 """Seconds between calls that show the keeper alive, and for their answer."""
@@ -20,17 +20,18 @@ PING_EVERY, PING_PATIENCE = 0.3, 1.0
 LOOKS = 8
 """How often that answer is looked for at least: who was stopped himself must not call the keeper dead for it."""
 
+MAX_UNCLAIMED = 64
+"""Descriptors that have come and no answer has claimed: each comes with the first byte of its answer."""
 
-class Wire(amp.AMP):
-    """AMP, which tells of its end first of all, and leaves no descriptor behind.
+
+class Wire(BoundedAMP):
+    """AMP, which tells of its end first of all, and leaves no descriptor behind. What no keeper says ends it.
 
     :param on_lost: called at its end.
     :param on_retiring: called when the keeper has said that it lends no more.
     :ivar retiring: it has.
     :ivar pinging: an answer that shows the keeper alive is awaited.
     """
-
-    _log = Logger()
 
     def __init__(self, pairs: IPairs, on_lost: Callable[[Wire], None], on_retiring: Callable[[Wire], None]) -> None:
         super().__init__()
@@ -63,19 +64,31 @@ class Wire(amp.AMP):
         try:
             super().dataReceived(data)
         except Exception as error:  # noqa: BLE001  (what AMP makes of a wrong box can be any)
-            self._not_understood(repr(error))
-
-    def locateResponder(self, name: bytes) -> Callable[..., Any] | None:
-        """What a keeper may tell; of what AMP answers by itself, nothing."""
-        return super().locateResponder(name) if name == commands.Retiring.commandName else None
+            self.drop(f"it is not understood: {error!r}")
 
     def unhandledError(self, failure: Failure) -> None:
-        """A command or an answer that is none."""
-        self._not_understood(failure.getErrorMessage())
+        """An answer that is none."""
+        self.drop(f"it is not understood: {failure.getErrorMessage()}")
 
-    def _not_understood(self, error: str) -> None:
-        self._log.error("the keeper is not understood: {error}", error=error)
-        self.abort()
+    def fileDescriptorReceived(self, descriptor: int) -> None:
+        super().fileDescriptorReceived(descriptor)
+        try:
+            self._pairs.received(descriptor)
+        except OSError as error:
+            self.drop(f"a descriptor that can't be kept: {error.strerror}")
+        if len(self._descriptors) > MAX_UNCLAIMED:
+            self.drop(f"{MAX_UNCLAIMED} descriptors that belong to nothing")
+
+    def box_received(self, box: amp.AmpBox) -> None:
+        answered = box.get(amp.ANSWER, box.get(amp.ERROR))
+        if answered is None:
+            understood = amp.ASK not in box and box.get(amp.COMMAND) == commands.Retiring.commandName
+        else:
+            understood = amp.COMMAND not in box and answered in self._outstandingRequests
+        if understood:
+            super().box_received(box)
+        else:
+            self.drop("a box that is neither an answer nor what a keeper says")
 
     @commands.Retiring.responder
     def retire(self) -> dict[str, Any]:

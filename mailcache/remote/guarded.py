@@ -1,4 +1,5 @@
-"""AMP for a peer that is not trusted: bounded, paced, with no exception let out and no descriptor left open.
+"""AMP for a peer that is not trusted: bounded, paced, with no exception let out and no descriptor left open. The
+calling end has `BoundedAMP`, since a keeper may be none.
 
 AMP itself bounds neither the size of a box nor what waits to be written, closes the link for any exception that a
 command does not declare, answers StartTLS, and forgets descriptors that no command has asked for.
@@ -47,7 +48,51 @@ class _WhenSent:
         """The transport is gone; who owns this hears of it."""
 
 
-class GuardedAMP(amp.AMP):
+class BoundedAMP(amp.AMP):
+    """Either end of a link: what is held of a box is bounded, and nothing is read behind the end."""
+
+    _log = Logger()
+    _unboxed = 0
+    _dropped = False
+
+    def drop(self, why: str) -> None:
+        """End the link."""
+        if not self._dropped:
+            self._dropped = True
+            self._log.warn("the link with {link} is dropped: {why}", link=self, why=why)
+            transport: Any = self.transport
+            transport.abortConnection()
+
+    def dataReceived(self, data: bytes) -> None:
+        if self._dropped:
+            return
+        self._unboxed += len(data)
+        if self._unboxed > MAX_BOX + len(data):
+            self.drop(f"a box of more than {MAX_BOX} bytes")
+            return
+        super().dataReceived(data)
+        if self._currentBox is not None and len(self._currentBox) > MAX_KEYS:
+            self._too_many_keys()
+
+    def lengthLimitExceeded(self, length: int) -> None:
+        self.drop(f"a key of {length} bytes")
+
+    def ampBoxReceived(self, box: amp.AmpBox) -> None:
+        self._unboxed = 0
+        if len(box) > MAX_KEYS:
+            self._too_many_keys()
+        elif not self._dropped:
+            self.box_received(box)
+
+    def _too_many_keys(self) -> None:
+        self.drop(f"a box of more than {MAX_KEYS} keys")
+
+    def box_received(self, box: amp.AmpBox) -> None:
+        """A whole box has come."""
+        super().ampBoxReceived(box)
+
+
+class GuardedAMP(BoundedAMP):
     """The serving end of a link. While answers wait to be read, no more commands are.
 
     :cvar COMMANDS: those that are answered; no other is known, AMP's own neither.
@@ -56,7 +101,6 @@ class GuardedAMP(amp.AMP):
 
     COMMANDS: ClassVar[tuple[type[amp.Command], ...]] = ()
     TOLD: ClassVar[dict[type[amp.Command], str]] = {}
-    _log = Logger()
     _writer: Writer
 
     def __init__(self, pairs: IPairs) -> None:
@@ -64,9 +108,7 @@ class GuardedAMP(amp.AMP):
         self._pairs = pairs
         self._by_name: dict[bytes, type[amp.Command]] = {command.commandName: command for command in self.COMMANDS}
         self._told = {command.commandName: (command, getattr(self, name)) for command, name in self.TOLD.items()}
-        self._unboxed = 0
         self._reading = False
-        self._dropped = False
         self._answers: list[bytes] = []
         self._leaving: list[int] = []
 
@@ -134,14 +176,6 @@ class GuardedAMP(amp.AMP):
         self._close_descriptors()
         super().connectionLost(reason)
 
-    def drop(self, why: str) -> None:
-        """End the link."""
-        if not self._dropped:
-            self._dropped = True
-            self._log.warn("the link with {link} is dropped: {why}", link=self, why=why)
-            transport: Any = self.transport
-            transport.abortConnection()
-
     def finish(self) -> None:
         """End the link behind what was written."""
         transport: Any = self.transport
@@ -151,46 +185,27 @@ class GuardedAMP(amp.AMP):
     # -- what comes in -----------------------------------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
-        if self._dropped:
-            return
-        self._unboxed += len(data)
-        if self._unboxed > MAX_BOX + len(data):
-            self.drop(f"a box of more than {MAX_BOX} bytes")
-            return
         self._reading = True
         try:
             super().dataReceived(data)
         finally:
             self._reading = False
             self._send_answers()
-        if self._currentBox is not None and len(self._currentBox) > MAX_KEYS:
-            self._too_many_keys()
-
-    def _too_many_keys(self) -> None:
-        self.drop(f"a box of more than {MAX_KEYS} keys")
 
     def fileDescriptorReceived(self, descriptor: int) -> None:
         self._pairs.close(descriptor)
         self.drop("a descriptor was sent")
 
-    def lengthLimitExceeded(self, length: int) -> None:
-        self.drop(f"a key of {length} bytes")
-
-    def ampBoxReceived(self, box: amp.AmpBox) -> None:
-        self._unboxed = 0
-        if self._dropped:
-            return
+    def box_received(self, box: amp.AmpBox) -> None:
         name = box.get(amp.COMMAND, b"")
-        if len(box) > MAX_KEYS:
-            self._too_many_keys()
-        elif not name or amp.ANSWER in box or amp.ERROR in box:
+        if not name or amp.ANSWER in box or amp.ERROR in box:
             self.drop("a box that is no command")
         elif name in self._told:
             self._be_told(name, box)
         elif name in self._by_name and amp.ASK not in box:
             self.drop(f"{self._by_name[name].__name__} without a wish for its answer")
         else:
-            super().ampBoxReceived(box)
+            super().box_received(box)
 
     def _be_told(self, name: bytes, box: amp.AmpBox) -> None:
         command, take = self._told[name]

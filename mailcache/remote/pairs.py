@@ -46,13 +46,18 @@ class SocketPairs:
 
     def adopt(self, descriptor: int, protocol: IProtocol) -> None:
         try:
-            os.set_inheritable(descriptor, False)
-            with socket.socket(fileno=os.dup(descriptor)) as probe:
-                if probe.family != socket.AF_UNIX or probe.type != socket.SOCK_STREAM:
-                    raise OSError("the descriptor is no UNIX stream socket")
+            # For what is no socket this raises, and leaves it open.
+            probe = socket.socket(fileno=descriptor)
+            right = probe.family == socket.AF_UNIX and probe.type == socket.SOCK_STREAM
+            probe.detach()
+            if not right:
+                raise OSError("the descriptor is no UNIX stream socket")
             self._adopt(descriptor, protocol)
         finally:
             os.close(descriptor)
+
+    def received(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
 
     def close(self, descriptor: int) -> None:
         os.close(descriptor)

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 from twisted.protocols import amp
 from twisted.trial.unittest import SynchronousTestCase
@@ -146,14 +147,14 @@ class NotUnderstoodTests(SynchronousTestCase):
         self.assertEqual(bed.heard, ["made", "lost"])
 
     def test_commands_of_amp_itself(self) -> None:
-        """They are not known here, and the link lives."""
+        """They are not known here."""
         for name in (b"StartTLS", b"ProtocolSwitch", b"Acquire"):
             bed = LinkBed()
             bed.made()
             asked = Outcome(bed.keepers[0].callRemoteString(name))
             bed.reactor.pump()
-            self.assertIsInstance(asked.value, amp.UnhandledCommand)
-            self.assertEqual(bed.heard, ["made"])
+            self.assertIsInstance(asked.value, ConnectionLost)
+            self.assertEqual(bed.heard, ["made", "lost"])
 
 
 class MakingTests(SynchronousTestCase):
