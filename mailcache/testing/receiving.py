@@ -44,7 +44,7 @@ class Receiving(FaultyStream):
         chosen = self.server.verdict(point, argument, self.record) if self.server.verdict else None
         if chosen is None:
             return reply
-        return chosen if chosen.endswith(b"\r\n") else chosen + b"\r\n"
+        return chosen if not chosen or chosen.endswith(b"\r\n") else chosen + b"\r\n"
 
     def data(self, text: str, rest: str) -> None:
         """DATA."""

@@ -46,6 +46,7 @@ CAPABILITIES = (
 #: Called with the point, its argument and the connection; gives a reply in place of the right one, or None.
 #: A 2xx or 3xx makes the server do what was asked. The argument is the address at "mail" and "rcpt", the
 #: sender (LMTP: the recipient) at "dot", the whole line at "ehlo" and "ehlo2", the user at "auth", else empty.
+#: An empty reply is none: the server does what was asked, and says nothing.
 Verdict = Callable[[str, str, Connection], bytes | None]
 
 #: Called with the mechanism and the octets of each challenge of AUTH; gives a reply in place of the right 334, or None.

@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache.wire.transaction import Transaction
 from tests.cutting import WAYS
+from tests.miscounting import MISCOUNTS
 from tests.nightly.cuts import main
 
 EVERY = 37
@@ -23,7 +24,9 @@ class CutsCommandTests(SynchronousTestCase):
         for name in WAYS:
             for direction in ("to the server", "to the client"):
                 self.assertTrue([line for line in lines if line.startswith(f"{name}, {direction}")], (name, direction))
-        self.assertRegex(lines[-1], r"^in all: \d{3} cuts, 0 lost, 0 doubled, 0 wrong$")
+        for name in MISCOUNTS:
+            self.assertRegex(out.getvalue(), rf"(?m)^{name}: \d+ tried")
+        self.assertRegex(lines[-1], r"^in all: \d{3} tried, 0 lost, 0 doubled, 0 wrong$")
 
     def test_doubt_that_is_not_told_is_noticed(self) -> None:
         out = io.StringIO()
