@@ -39,6 +39,9 @@ SHORT = Timeouts(
 SLOW, DRIP, RESTART = 1.0, 0.5, 3.0
 """Seconds: of a reply that is late, of an octet that drips in, of a server that restarts."""
 
+SETTLED = 60.0
+"""Seconds until the last of those who wait has lost patience, and the last of those who have a session gave it back."""
+
 CACHES: dict[str, Callable[..., Any]] = {"memory": memory_cache, "keeper": keeper_cache}
 """What can be proved; the keeper is in memory too, with one borrower."""
 
@@ -217,11 +220,14 @@ class Round:
         for _ in range(self._chance.randrange(2, 25)):
             self._next()
         self._something()
-        early = self._chance.randrange(10) if self._weather.impatience and self._chance.random() < 0.2 else 0
+        early = self._chance.randrange(10) if self._weather.impatience and self._chance.random() < 0.3 else 0
         self.reactor.run_until(lambda: not self._left and self._out <= early, 1e6)
+        if not early:
+            self.reactor.run_for(SETTLED)  # closing at last would end what is leased, too
+            self._check_counts("leased", "opening", "waiting")
         self._closed = Outcome(self._cache.close())
         self.reactor.run_until(lambda: not self._out and self._closed.done, 1e4)
-        self.reactor.run_for(120)  # servers that stand still or are slow have their time limits too
+        self.reactor.run_for(2 * SETTLED)  # servers that stand still or are slow have their time limits too
         self._check_nothing_is_left()
         self._count()
 
@@ -293,17 +299,20 @@ class Round:
 
     # -- afterwards
 
-    def _check_nothing_is_left(self) -> None:
+    def _check_counts(self, *names: str, **more: int) -> None:
         statistics = Outcome(self._cache.statistics()).value
-        counts = {name: statistics[name] for name in ("leased", "idle", "opening", "waiting")}
-        counts |= {f"connections to {name}": server.open_count for name, server in self.servers.items()}
-        counts |= {"sockets": len(self.reactor.connections), "descriptors": len(self.reactor.descriptors)}
-        for server in self.servers.values():
-            Outcome(server.close())
-        counts["timers"] = len(self.reactor.getDelayedCalls())
+        counts = {name: statistics[name] for name in names} | more
         left = {name: count for name, count in counts.items() if count}
         if left:
-            self._ledger.wrong.append(f"round {self._seed}: left at its end: {left}")
+            self._ledger.wrong.append(f"round {self._seed}: left when all is over: {left}")
+
+    def _check_nothing_is_left(self) -> None:
+        more = {f"connections to {name}": server.open_count for name, server in self.servers.items()}
+        more |= {"sockets": len(self.reactor.connections), "descriptors": len(self.reactor.descriptors)}
+        for server in self.servers.values():
+            Outcome(server.close())
+        more["timers"] = len(self.reactor.getDelayedCalls())
+        self._check_counts("leased", "idle", "opening", "waiting", **more)
 
     def _count(self) -> None:
         for name, server in self.servers.items():
