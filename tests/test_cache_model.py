@@ -10,10 +10,10 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache import Limits
-from tests.cache_machine import LIMITS, SETTINGS, CacheMachine
-from tests.cache_world import HASTY, TIMEOUTS
+from tests.cache_worlds.machine import LIMITS, SETTINGS, CacheMachine
+from tests.cache_worlds.servers import HASTY, TIMEOUTS
 
-EXAMPLES = 100
+EXAMPLES = 120
 
 
 class MemoryMachine(CacheMachine):

@@ -20,8 +20,8 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from mailcache import DeliveryError, DeliveryResult, UncertainDelivery
-from tests.cache_machine import SETTINGS, CacheMachine
-from tests.cache_world import World
+from tests.cache_worlds.machine import SETTINGS, CacheMachine
+from tests.cache_worlds.world import World
 from tests.remote.test_keeper_model import KeeperMachine
 from tests.test_cache_model import MemoryMachine
 

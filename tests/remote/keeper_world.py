@@ -12,8 +12,10 @@ from mailcache.remote.configuration import Configuration
 from mailcache.remote.keeper import Keeper
 from mailcache.remote.users import Permission
 from mailcache.testing import MemoryPairs
-from tests.cache_books import WatchedMemory, WatchedRemote
-from tests.cache_world import TIMEOUTS, WAIT, Call, World, nothing
+from tests.cache_worlds.books import WatchedMemory, WatchedRemote
+from tests.cache_worlds.callers import Call, nothing
+from tests.cache_worlds.servers import TIMEOUTS, WAIT
+from tests.cache_worlds.world import World
 
 ANN, BOB = 5001, 5002
 USERS = (ANN, ANN, BOB)
@@ -146,17 +148,16 @@ class KeeperWorld(World):
         here: dict[str, str] = {}
         for borrower in self.borrowers:
             name = borrower.book.name
-            for session, asked in borrower.book.held.items():
+            for session in borrower.book.held:
                 if session in here:
                     self.complain(f"session {session} is {name}'s and {here[session]}'s")
                 here[session] = name
-                del asked
         super().check()
 
     def close(self) -> None:
         self.closed = True
-        for borrower in self.borrowers:
-            Call(self, f"close of {borrower.book.name}", borrower.close(), self.reactor.seconds() + 120, nothing)
+        for who in range(len(self.borrowers)):
+            self.close_one(who)
 
     def close_one(self, who: int) -> None:
         borrower = self.borrowers[who]

@@ -12,11 +12,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from mailcache import Limits
 from mailcache.remote.borrowed import LINGER
 from mailcache.remote.configuration import Configuration
-from tests.cache_machine import LATENCY, LIMITS, SETTINGS, WHO, CacheMachine
-from tests.cache_world import HASTY, TIMEOUTS
+from tests.cache_worlds.machine import LATENCY, LIMITS, SETTINGS, WHO, CacheMachine
+from tests.cache_worlds.servers import HASTY, TIMEOUTS
 from tests.remote.keeper_world import ADMITTED, ANN, BOB, KeeperWorld
 
-EXAMPLES = 60
+EXAMPLES = 80
 
 
 class KeeperMachine(CacheMachine):

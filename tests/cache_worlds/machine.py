@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+import attrs
+from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from mailcache import Limits
+from mailcache.destination import Endpoint
 from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.testing.faults import APPLICABLE, NEEDS_TLS, TLS_POINTS, Fault
-from tests.cache_world import ENDPOINTS, HOUR, LOCAL, PLAIN, SECURE, SIZES, UTF8, WAIT, Call, World
+from tests.cache_worlds.callers import Call
+from tests.cache_worlds.servers import ENDPOINTS, HOUR, LOCAL, PLAIN, SECURE, SIZES, UTF8, WAIT
+from tests.cache_worlds.world import World
 
 SETTINGS = settings(
     derandomize=False,
@@ -37,37 +41,36 @@ LIMITS = st.builds(
     keep=st.sampled_from(["always", "always", "busy"]),
 )
 AT = {
-    SECURE: ["one", "two", "ann", "bert", "quick"],
-    PLAIN: ["plain", "other stream"],
-    LOCAL: ["local"],
+    SECURE: ("one", "two", "ann", "bert", "quick"),
+    PLAIN: ("plain", "other stream"),
+    LOCAL: ("local",),
 }
 LATENCY = st.sampled_from([0.0, 0.0, 0.01, 0.2])
 ANY = st.integers(0, 1000)
 WHO = st.integers(0, 2)
-WHERE = st.sampled_from(
-    ["plain", "plain", "other stream", "one", "one", "two", "ann", "bert", "local", "quick", "quick", "nowhere"]
+FAVOURITES = st.lists(
+    st.sampled_from([*AT[SECURE], *AT[PLAIN], *AT[LOCAL], "nowhere"]), min_size=1, max_size=3, unique=True
 )
+"""Where messages go in one world: to few destinations, so that they meet there."""
+
 POINTS = ("banner", "ehlo", "starttls", "ehlo2", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")
 
 
-def _faults(endpoint: Any) -> list[tuple[str, str]]:
-    tls = endpoint is SECURE
+def faults_at(where: str) -> list[tuple[Endpoint, Fault]]:
+    """What can go wrong with a message to this destination."""
     return [
-        (point, kind)
+        (endpoint, Fault(point, kind))
+        for endpoint, names in AT.items()
         for point, kinds in APPLICABLE.items()
         for kind in sorted(kinds)
-        if tls or not (kind in NEEDS_TLS or point in TLS_POINTS or point == "auth")
+        if where in names and (endpoint is SECURE or not (kind in NEEDS_TLS or point in TLS_POINTS or point == "auth"))
     ]
 
-
-FAULTS = st.sampled_from(ENDPOINTS).flatmap(
-    lambda endpoint: st.tuples(st.just(endpoint), st.sampled_from(_faults(endpoint)), st.sampled_from(AT[endpoint]))
-)
-"""Where something goes wrong, what, and for whom it will most likely do so."""
 
 AFTER = st.sampled_from([None, 0.0, 0.02, 0.1, 1.0, 5.0])
 """Seconds that pass behind a step; None: not even this turn of the reactor ends."""
 
+ENDS = st.sampled_from(["release", "release", "release", "discard", "drop"])
 AGAIN = st.sampled_from(["release", "discard", "send"])
 """What is tried with a lease that has ended."""
 
@@ -79,38 +82,47 @@ class CacheMachine(RuleBasedStateMachine):
     """All that can happen to a cache; the world checks it after each step."""
 
     world: World
+    favourites: list[str]
 
     @initialize(
         limits=LIMITS,
         latency=LATENCY,
         slow_delay=st.sampled_from([0.5, 5.0]),
         restart_seconds=st.sampled_from([0.0, 1.0]),
+        favourites=FAVOURITES,
     )
-    def begin(self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float) -> None:
+    def begin(
+        self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float, favourites: list[str]
+    ) -> None:
+        self.favourites = favourites
         self.world = World(limits, latency, slow_delay, restart_seconds)
 
     @staticmethod
     def pick(among: Any, index: int) -> Any:
         return among[index % len(among)] if among else None
 
+    def where(self, index: int) -> str:
+        """The name of a destination."""
+        return self.favourites[index % len(self.favourites)]
+
     # -- callers
 
-    def do(self, what: str, who: int, where: str, index: int) -> None:
+    def do(self, what: str, who: int, where: int, index: int) -> None:
         """One of the things that a caller does without much thought."""
         world = self.world
         call, holding = self.pick(world.calls, index), self.pick(world.holdings, index)
         if what == "cancel" and call is not None:
             call.deferred.cancel()
         elif what == "deliver":
-            world.deliver(who, where)
+            world.deliver(who, self.where(where))
         elif what == "acquire":
-            world.acquire(who, where)
+            world.acquire(who, self.where(where))
         elif what == "close" and index % 16 == 1:
             world.close()
         elif what in ("release", "discard", "drop") and holding is not None:
             world.end(holding, what)
 
-    def and_then(self, call: Call | None, then: str | None, who: int, where: str, index: int) -> None:
+    def and_then(self, call: Call | None, then: str | None, who: int, where: int, index: int) -> None:
         if then is not None and call is not None and not call.fired:
             call.then = lambda: self.do(then, who, where, index)
 
@@ -120,7 +132,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(
         who=WHO,
-        where=WHERE,
+        where=ANY,
         size=st.sampled_from(SIZES),
         recipients=st.sampled_from([1, 1, 2, 4]),
         refused=st.sampled_from([0, 0, 1, 4]),
@@ -131,24 +143,24 @@ class CacheMachine(RuleBasedStateMachine):
         after=AFTER,
     )
     def deliver(
-        self, who: int, where: str, size: int, recipients: int, refused: int, source: str, deadline: float | None,
+        self, who: int, where: int, size: int, recipients: int, refused: int, source: str, deadline: float | None,
         then: str | None, index: int, after: float | None,
     ) -> None:  # fmt: skip
         call = self.world.deliver(
-            who, where, size=size, recipients=recipients, refused=refused, source=source, deadline=deadline
+            who, self.where(where), size=size, recipients=recipients, refused=refused, source=source, deadline=deadline
         )
         self.and_then(call, then, who, where, index)
         self.wait(after)
 
-    @rule(who=WHO, where=WHERE, times=st.integers(1, 6), after=AFTER)
-    def deliver_several(self, who: int, where: str, times: int, after: float | None) -> None:
+    @rule(who=WHO, where=ANY, times=st.integers(1, 6), after=AFTER)
+    def deliver_several(self, who: int, where: int, times: int, after: float | None) -> None:
         for _ in range(times):
-            self.world.deliver(who, where)
+            self.world.deliver(who, self.where(where))
         self.wait(after)
 
     @rule(
         who=WHO,
-        where=WHERE,
+        where=ANY,
         needs=st.sampled_from([NO_NEEDS, NO_NEEDS, UTF8]),
         fresh=st.booleans(),
         avoid=st.frozensets(st.sampled_from(ENDPOINTS), max_size=1),
@@ -158,17 +170,17 @@ class CacheMachine(RuleBasedStateMachine):
         after=AFTER,
     )
     def acquire(
-        self, who: int, where: str, needs: Needs, fresh: bool, avoid: Any, timeout: float | None, then: str | None,
+        self, who: int, where: int, needs: Needs, fresh: bool, avoid: Any, timeout: float | None, then: str | None,
         index: int, after: float | None,
     ) -> None:  # fmt: skip
-        call = self.world.acquire(who, where, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
+        call = self.world.acquire(who, self.where(where), needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
         self.and_then(call, then, who, where, index)
         self.wait(after)
 
-    @rule(who=WHO, where=WHERE, times=st.integers(1, 3))
-    def acquire_plainly(self, who: int, where: str, times: int) -> None:
+    @rule(who=WHO, where=ANY, times=st.integers(1, 3))
+    def acquire_plainly(self, who: int, where: int, times: int) -> None:
         for _ in range(times):
-            self.world.acquire(who, where)
+            self.world.acquire(who, self.where(where))
         self.wait(1.0)
 
     @precondition(lambda self: self.world.calls)
@@ -177,18 +189,18 @@ class CacheMachine(RuleBasedStateMachine):
         self.pick(self.world.calls, index).deferred.cancel()
         self.wait(after)
 
-    @rule(point=st.sampled_from(POINTS), what=THEN, who=WHO, where=WHERE, index=ANY)
-    def be_ready_to_act(self, point: str, what: str | None, who: int, where: str, index: int) -> None:
+    @rule(point=st.sampled_from(POINTS), what=THEN, who=WHO, where=ANY, index=ANY)
+    def be_ready_to_act(self, point: str, what: str | None, who: int, where: int, index: int) -> None:
         """At a point of some conversation a caller does something."""
         self.world.traps[point] = lambda: self.do(what or "cancel", who, where, index)
 
     @precondition(lambda self: self.world.holdings)
     @rule(
-        index=ANY, size=st.sampled_from(SIZES), recipients=st.integers(1, 2), then=THEN, who=WHO, where=WHERE,
+        index=ANY, size=st.sampled_from(SIZES), recipients=st.integers(1, 2), then=THEN, who=WHO, where=ANY,
         after=AFTER,
     )  # fmt: skip
     def send(
-        self, index: int, size: int, recipients: int, then: str | None, who: int, where: str, after: float | None
+        self, index: int, size: int, recipients: int, then: str | None, who: int, where: int, after: float | None
     ) -> None:
         call = self.world.send(self.pick(self.world.holdings, index), size=size, recipients=recipients)
         self.and_then(call, then, who, where, index)
@@ -214,15 +226,26 @@ class CacheMachine(RuleBasedStateMachine):
 
     # -- servers
 
-    @rule(who=WHO, fault=FAULTS, times=st.sampled_from([1, 1, 3]), size=st.sampled_from(SIZES), after=AFTER)
-    def go_wrong(self, who: int, fault: Any, times: int, size: int, after: float | None) -> None:
-        endpoint, (point, kind), where = fault
-        server = self.world.servers[endpoint]
-        server.arm(Fault(point, kind, times=times))
-        if point == "idle":
-            server.strike_idle()
+    @rule(
+        who=WHO,
+        where=ANY,
+        what=st.integers(0, 10_000),
+        times=st.sampled_from([1, 1, 3]),
+        size=st.sampled_from(SIZES),
+        after=AFTER,
+    )
+    def go_wrong(self, who: int, where: int, what: int, times: int, size: int, after: float | None) -> None:
+        name = self.where(where)
+        chosen = self.pick(faults_at(name), what)
+        if chosen is None:
+            return
+        endpoint, fault = chosen
+        note(f"{fault.kind} at {fault.point} of {name}")
+        self.world.servers[endpoint].arm(attrs.evolve(fault, times=times))
+        if fault.point == "idle":
+            self.world.servers[endpoint].strike_idle()
         else:
-            self.world.deliver(who, where, size=size)
+            self.world.deliver(who, name, size=size)
         self.wait(after)
 
     @rule(endpoint=st.sampled_from(ENDPOINTS), what=st.sampled_from(["restart", "stop", "go on", "go on", "be well"]))
