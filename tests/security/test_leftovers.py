@@ -61,7 +61,7 @@ class Messages(LeftoverCase):
                 self.assertEqual(second.parameters, (f"SIZE={len(SMALL)}",))
 
     def test_a_long_message_leaves_no_room_that_a_short_one_is_written_into(self) -> None:
-        """CVE-2018-0500 (curl): the buffer for dots was sized by another transfer."""
+        """CVE-2018-0500 (curl): dots are added in a buffer that was made for less."""
         dots = b"." * 997 + b"\r\n"
         for way in (MEMORY, BORROWERS):
             with self.about(way), self.naming(way) as callers:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from mailcache import Credentials, TLSPolicy
 from mailcache.testing import Authority, Issued, MemoryReactor, self_signed
 from tests.helpers import PORT, authority, stored, verifying
@@ -125,7 +127,12 @@ def advisories(case: SharingCase) -> Iterator[tuple[str, str, Pair]]:
     )
     yield "CVE-2016-0755", "the login at a proxy is not compared", by_proxies("anne", "bert")
     yield "CVE-2016-5420", "the client certificate is not compared", certificates(case)
-    yield "CVE-2016-7141", "the client certificate is compared by the name of its file", certificates(case)
+    with_one = certificates(case)
+    yield (
+        "CVE-2016-7141",
+        "the client certificate of one is shown for who has none",
+        attrs.evolve(with_one, other=to(), seen=(with_one.seen[0], {"client_name": None})),
+    )
     yield (
         "CVE-2016-8616",
         "passwords are compared without regard to case",
