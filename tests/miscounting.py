@@ -15,6 +15,7 @@ import attrs
 from twisted.internet.address import IPv4Address
 
 from mailcache import TLSPolicy
+from mailcache.testing import Fault
 from tests.helpers import PORT, Bed, KeeperBed, verdict_of
 
 RECIPIENTS = tuple(f"r{number}@example.com" for number in range(100))
@@ -43,9 +44,18 @@ class Case:
     run: Callable[[], list[tuple[str, str]]]
 
 
+THINKS = 0.01
+"""How much of the latency a server takes to answer a content, so that its reply is a segment of its own."""
+
+
 def bed_for(side: str, one_flight: bool, latency: float = 0.0) -> Bed:
     """A server in plain text, so that what it says can be added to."""
-    return SIDES[side](latency=latency, tls=TLSPolicy("none"), server={"certificate": None}, one_flight=one_flight)
+    return SIDES[side](
+        latency=latency,
+        tls=TLSPolicy("none"),
+        server={"certificate": None, "slow_delay": latency * THINKS},
+        one_flight=one_flight,
+    )
 
 
 def false_reports(bed: Bed, reported: dict[str, Any]) -> list[tuple[str, str]]:
@@ -129,6 +139,7 @@ def groups() -> Iterator[Case]:
 def repeated(side: str, one_flight: bool, delay: float, latency: float, pause: float) -> list[tuple[str, str]]:
     """The first message's reply comes again; of those that follow every other one is refused."""
     bed = bed_for(side, one_flight, latency)
+    bed.server.arm(Fault("after_dot", "slow", times=100))
     senders = [f"m{number}@example.com" for number in range(4)]
 
     def again() -> None:
