@@ -49,10 +49,12 @@ class RestartCase(ProcessCase):
             "--listen", where, *options, **spawn,
         )  # fmt: skip
 
-    async def start(self, *options: str, **spawn: Any) -> Process:
+    async def start(self, *options: str, within: float = LISTENS, **spawn: Any) -> Process:
         """A keeper that listens."""
         process = self.launch(*options, **spawn)
-        await until(lambda: not process.running or listener(self.socket) == process.pid, LISTENS)
+        await until(
+            lambda: not process.running or listener(self.socket) == process.pid, within, lambda: process.output.decode()
+        )
         self.assertTrue(process.running, process.output.decode())
         return process
 
