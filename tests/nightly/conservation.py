@@ -15,7 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -24,7 +24,8 @@ from twisted.internet.defer import Deferred
 from mailcache import Destination, Envelope, Limits, Timeouts, TLSPolicy, deliver
 from mailcache.testing import APPLICABLE, Chaos, Connection, MemoryReactor, SMTPServer
 from tests.helpers import CREDENTIALS, Failing, Outcome, Unseekable, certificate, keeper_cache, memory_cache, verifying
-from tests.nightly.ledger import Ledger, figure, figures, told_by
+from tests.nightly.figures import Report
+from tests.nightly.ledger import Ledger, say_all, told_by
 from tests.nightly.letters import Letter, letter, verdict
 
 ROUND = 250
@@ -264,7 +265,7 @@ class Round:
 
     def _told(self, outcome: Any, label: str) -> None:
         self._out -= 1
-        self._ledger.tell(label, told_by(getattr(outcome, "value", outcome)))
+        self._ledger.hear(label, told_by(getattr(outcome, "value", outcome)))
         session = getattr(outcome, "session", None)
         self.counts["messages answered on kept sessions"] += bool(session and session.reused)
         pause = self._chance.choice((0.0, 0.0, 0.01, 0.5, 3.0))
@@ -333,11 +334,11 @@ class Proof:
     faults: Counter[str] = attrs.field(factory=Counter)
     counts: Counter[str] = attrs.field(factory=Counter)
 
-    def lines(self) -> Iterator[str]:
-        yield from figures("faults that have struck", sum(self.faults.values()), self.faults)
+    def tell(self, report: Report) -> None:
+        say_all(report, "faults that have struck", self.faults)
         for name in sorted(self.counts):
-            yield figure(name, self.counts[name])
-        yield from self.ledger.lines()
+            report.say(name, self.counts[name])
+        self.ledger.tell(report)
 
 
 def prove(
@@ -362,13 +363,10 @@ def prove(
     return proof
 
 
-def check_fair(proof: Proof) -> list[str]:
-    """What is wrong where the cache alone may be to blame: every letter has a verdict, and is there once."""
-    return [
-        f"{times} deliveries ended otherwise than with a verdict: {outcome}"
-        for outcome, times in proof.ledger.deliveries.items()
-        if outcome != "result"
-    ]
+def tell_fair(report: Report, proof: Proof) -> None:
+    """Where the cache alone may be to blame every letter has a verdict, and is there once."""
+    deliveries = proof.ledger.deliveries
+    report.exactly("deliveries without a verdict", sum(deliveries.values()) - deliveries["result"], 0)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -390,11 +388,12 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stderr.write(f"\r{done:,} of {options.deliveries:,}")
 
     proof = prove(options.deliveries, seed, weather, options.cache, progress, options.first)
-    wrong = [] if options.weather == "foul" else check_fair(proof)
-    for line in (*proof.lines(), *wrong):
-        print(line)
-    print(f"{time.monotonic() - began:.0f} s")
-    return 0 if proof.ledger.kept and not wrong else 1
+    report = Report()
+    proof.tell(report)
+    if options.weather != "foul":
+        tell_fair(report, proof)
+    report.say("seconds", time.monotonic() - began)
+    return report.status
 
 
 if __name__ == "__main__":

@@ -17,14 +17,15 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
 from mailcache.testing import APPLICABLE, Chaos
-from tests.nightly.ledger import figure, figures
+from tests.nightly.figures import Report
+from tests.nightly.ledger import say_all
 from tests.nightly.letter_writer import SHORT
 from tests.nightly.postal import STARTS, PostalCase, run
 from tests.remote.processes import Ended, Process, until
@@ -194,7 +195,7 @@ class Conservation(PostalCase):
             await writer.ended
         await self.quiet()
         self.settle([*living, *self.dead])
-        self.assertTrue(self.ledger.kept, "\n".join(self.ledger.lines()))
+        self.assertTrue(self.ledger.kept, str(self.ledger))
 
     async def quiet(self) -> None:
         """Whatever is still on its way to the server comes; what it has stopped to read for good, never will."""
@@ -206,13 +207,13 @@ class Conservation(PostalCase):
         await until(lambda: not self.server.open_count, QUIET)
 
 
-def lines(case: Conservation) -> Iterator[str]:
+def tell(report: Report, case: Conservation) -> None:
     """What has come of it."""
-    yield from figures("faults that have struck", sum(case.faults.values()), case.faults)
+    say_all(report, "faults that have struck", case.faults)
     for what in sorted(case.happened):
-        yield figure(what, case.happened[what])
-    yield figure("connections", sum(server.connection_count for server in case.servers))
-    yield from case.ledger.lines()
+        report.say(what, case.happened[what])
+    report.say("connections", sum(server.connection_count for server in case.servers))
+    case.ledger.tell(report)
 
 
 def conservation(deliveries: int, seed: str, rate: float = Conservation.rate) -> Conservation:
@@ -234,10 +235,10 @@ def main(arguments: list[str] | None = None) -> int:
         case.progress = lambda done: sys.stderr.write(f"\r{done:,} of {options.deliveries:,}")
     began = time.monotonic()
     passed = run(case)
-    for line in lines(case):
-        print(line)
-    print(f"{time.monotonic() - began:.0f} s")
-    return 0 if passed else 1
+    report = Report()
+    tell(report, case)
+    report.say("seconds", time.monotonic() - began)
+    return report.status if passed else 1
 
 
 if __name__ == "__main__":

@@ -18,13 +18,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
 from mailcache.testing import APPLICABLE, Connection
-from tests.nightly.ledger import Ledger, figure
+from tests.nightly.figures import Report
+from tests.nightly.ledger import say_all
 from tests.nightly.letters import LARGE, accepted, label_for, refused
 from tests.nightly.postal import PostalCase, WatchedServer, run, slay
 from tests.remote.processes import Process, until
@@ -85,7 +86,7 @@ class Deaths(PostalCase):
             self.number = number
             self.died[point] += 1
             await die(point, self.busy if busy else [])
-            self.assertTrue(self.ledger.kept, "\n".join(self.ledger.lines()))
+            self.assertTrue(self.ledger.kept, str(self.ledger))
             self.progress(number + 1)
 
     def label(self, what: str, wanted: Callable[[Any], bool] = accepted) -> str:
@@ -253,15 +254,12 @@ def deaths(victim: str, what: Sequence[tuple[str, bool]], seed: str) -> Deaths:
     return case
 
 
-def lines(case: Deaths) -> Iterator[str]:
+def tell(report: Report, case: Deaths) -> None:
     """What has come of it."""
-    yield figure(f"times a {case.victim} was killed", sum(case.died.values()))
-    for told in sorted(case.heard):
-        yield figure(f"  {told}", case.heard[told])
+    say_all(report, f"what callers heard, or servers had, of those where a {case.victim} was killed", case.heard)
     if case.victim == "keeper":
-        yield f"{'seconds until the last of them heard it':<44}{case.longest:>12.3f}"
-    ledger: Ledger = case.ledger
-    yield from ledger.lines()
+        report.at_most("seconds until the last of them heard it", case.longest, HEARS)
+    case.ledger.tell(report)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -273,15 +271,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seed = options.seed or str(random.SystemRandom().randrange(1 << 30))
     print(f"seed {seed}")
-    passed = True
+    passed, report = True, Report()
     for victim in ("keeper", "borrower") if options.victim == "both" else (options.victim,):
         case = deaths(victim, cases(options.runs, options.points), seed)
         if sys.stderr.isatty():
             case.progress = lambda done, case=case: sys.stderr.write(f"\r{done} of {len(case.cases)}")
         passed = run(case) and passed
-        for line in lines(case):
-            print(line)
-    return 0 if passed else 1
+        tell(report, case)
+    return report.status if passed else 1
 
 
 if __name__ == "__main__":

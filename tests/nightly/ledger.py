@@ -15,7 +15,6 @@ unreported     nothing, for who was to tell it was killed          once, or neve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import CancelledError
@@ -23,6 +22,7 @@ from twisted.internet.defer import CancelledError
 from mailcache import DeliveryError, DeliveryResult, UncertainDelivery
 from mailcache.testing import Message, SMTPServer
 from mailcache.testing.faults import REFUSING
+from tests.nightly.figures import Report
 from tests.nightly.letters import label_of, letter
 
 ALLOWED = {
@@ -84,7 +84,7 @@ class Ledger:
         assert label not in self._open and label not in self._reports
         self._open.add(label)
 
-    def tell(self, label: str, report: dict[str, Any]) -> None:
+    def hear(self, label: str, report: dict[str, Any]) -> None:
         """This has come of it: see `told_by`."""
         self._open.remove(label)
         self._reports[label] = report
@@ -174,32 +174,30 @@ class Ledger:
         """Whether every promise was."""
         return self.balanced and not (self.wrong or self.doubles)
 
-    def lines(self) -> Iterator[str]:
-        """Both sides, one figure a line, and what is wrong."""
-        yield from figures("deliveries, by what callers were told", sum(self.deliveries.values()), self.deliveries)
-        yield from figures("recipients, by what callers were told", sum(self.told.values()), self.told)
-        yield from figures("recipients with the letter at a server", sum(self.taken.values()), self.taken)
-        yield figure("taken twice (doubles)", self.doubles)
-        yield figure("taken, though told otherwise (lies)", self.lies)
-        yield figure("told accepted, not taken (losses)", self.losses)
-        yield figure("mixed, altered or truncated", self.mixed)
-        yield figure("violations of the protocol", self.violations)
-        open_ones = ("undecided", "unreported")
-        some, of = sum(self.taken[word] for word in open_ones), sum(self.told[word] for word in open_ones)
-        yield (
-            f"{sum(self.taken.values()):,} taken {'=' if self.balanced else 'IS NOT'} {self.told['accepted']:,} "
-            f"reported accepted + {some:,} of the {of:,} of whom nothing is certain"
-        )
-        yield from (f"WRONG: {what}" for what in self.wrong[:SHOWN])
+    def __str__(self) -> str:
+        lines: list[str] = []
+        self.tell(Report(lines.append))
+        return "\n".join(lines)
+
+    def tell(self, report: Report) -> None:
+        """Both sides, and what is wrong."""
+        say_all(report, "deliveries, by what callers were told", self.deliveries)
+        say_all(report, "recipients, by what callers were told", self.told)
+        say_all(report, "recipients with the letter at a server", self.taken)
+        report.exactly("taken twice (doubles)", self.doubles, 0)
+        report.exactly("taken, though told otherwise (lies)", self.lies, 0)
+        report.exactly("told accepted, and not taken (losses)", self.losses, 0)
+        report.exactly("mixed, altered or truncated", self.mixed, 0)
+        report.exactly("violations of the protocol", self.violations, 0)
+        some, of = (sum(side[word] for word in ("undecided", "unreported")) for side in (self.taken, self.told))
+        name = f"taken, less {some:,} of the {of:,} of whom nothing is certain: as many as reported accepted"
+        report.exactly(name, sum(self.taken.values()) - some, self.told["accepted"])
+        for what in self.wrong[:SHOWN]:
+            report.exactly("WRONG", what, "nothing")
 
 
-def figure(name: str, number: int) -> str:
-    """One line."""
-    return f"{name:<44}{number:>12,}"
-
-
-def figures(name: str, total: int, parts: Counter[str]) -> Iterator[str]:
-    """A line, and one for each of its parts."""
-    yield figure(name, total)
+def say_all(report: Report, name: str, parts: Counter[str]) -> None:
+    """The sum of them, and each."""
+    report.say(name, sum(parts.values()))
     for part in sorted(parts):
-        yield figure(f"  {part}", parts[part])
+        report.say(f"  {part}", parts[part])

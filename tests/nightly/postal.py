@@ -21,7 +21,6 @@ from tests.nightly.letters import verdict
 from tests.remote.processes import Process
 from tests.remote.test_restart import RestartCase
 
-
 STARTS = 60.0
 """Seconds until a keeper listens, on a machine that has much to do all the time."""
 
@@ -86,7 +85,7 @@ class PostalCase(RestartCase):
             heard, writer.heard = writer.heard, []
             for facts in heard:
                 if "report" in facts:
-                    self.ledger.tell(facts["label"], facts["report"])
+                    self.ledger.hear(facts["label"], facts["report"])
         self.ledger.unreported()
         for server in self.servers:
             self.ledger.read(server, f"port {server.port}")

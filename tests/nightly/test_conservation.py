@@ -10,8 +10,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache.testing import Message
 from tests.nightly import conservation
-from tests.nightly.conservation import FAIR, IDLE_DEATHS, Proof, Weather, check_fair, prove
-from tests.nightly.ledger import Ledger, figure
+from tests.nightly.conservation import FAIR, IDLE_DEATHS, Proof, Weather, prove, tell_fair
+from tests.nightly.figures import Report
+from tests.nightly.ledger import Ledger
 from tests.nightly.letters import letter
 
 SEED = "1"
@@ -25,9 +26,14 @@ class ConservationTests(SynchronousTestCase):
     """Nothing lost, nothing doubled, nothing mixed, and nothing left over."""
 
     def check(self, proof: Proof, deliveries: int) -> None:
-        told = "\n".join(proof.lines())
+        told = str(proof.ledger)
         self.assertTrue(proof.ledger.kept, told)
         self.assertEqual(sum(proof.ledger.deliveries.values()), deliveries, told)
+
+    def check_fair(self, proof: Proof) -> None:
+        report = Report()
+        tell_fair(report, proof)
+        self.assertEqual(report.broken, [])
 
     def test_memory(self) -> None:
         proof = prove(MEMORY, SEED, Weather())
@@ -45,21 +51,21 @@ class ConservationTests(SynchronousTestCase):
         """Then every letter has its verdict, and is there once."""
         proof = prove(1_000, SEED, FAIR)
         self.check(proof, 1_000)
-        self.assertEqual(check_fair(proof), [])
+        self.check_fair(proof)
 
     def test_idle_sessions_die(self) -> None:
         """Half of them, every few moments: nobody notices."""
         for cache in conservation.CACHES:
             proof = prove(1_000, SEED, IDLE_DEATHS, cache)
             self.check(proof, 1_000)
-            self.assertEqual(check_fair(proof), [])
+            self.check_fair(proof)
             self.assertGreater(proof.faults["idle"], 100)
 
     def test_command(self) -> None:
         with redirect_stdout(io.StringIO()) as said:
             self.assertEqual(conservation.main(["--deliveries", "20", "--seed", SEED]), 0)
         self.assertIn("seed 1, foul weather, memory", said.getvalue())
-        self.assertIn(figure("taken twice (doubles)", 0), said.getvalue())
+        self.assertIn("taken twice (doubles): 0", said.getvalue())
 
 
 class LedgerTests(SynchronousTestCase):
@@ -80,11 +86,11 @@ class LedgerTests(SynchronousTestCase):
 
     def settled(self, outcome: str, **told: object) -> tuple[int, int, int, int]:
         """Doubles, lies, losses, mixed letters."""
-        self.ledger.tell(self.letter.label, {"outcome": outcome, **told})
+        self.ledger.hear(self.letter.label, {"outcome": outcome, **told})
         self.ledger.settle()
         ledger = self.ledger
         found = (ledger.doubles, ledger.lies, ledger.losses, ledger.mixed)
-        self.assertEqual(ledger.kept, not any(found), list(ledger.lines()))
+        self.assertEqual(ledger.kept, not any(found), str(ledger))
         return found
 
     def test_as_it_should_be(self) -> None:
@@ -124,6 +130,6 @@ class LedgerTests(SynchronousTestCase):
         self.assertFalse(self.ledger.kept)
 
     def test_a_recipient_was_forgotten(self) -> None:
-        self.ledger.tell(self.letter.label, {"outcome": "result", "rejected": self.letter.recipients[:1]})
+        self.ledger.hear(self.letter.label, {"outcome": "result", "rejected": self.letter.recipients[:1]})
         self.ledger.settle()
         self.assertFalse(self.ledger.kept)
