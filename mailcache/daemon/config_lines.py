@@ -38,6 +38,8 @@ class Lines:
         table: Path = ()
         at, line = 0, 1
         while at < len(text):
+            while text[at : at + 1] in (" ", "\t"):
+                at += 1
             header, assigned = _HEADER.match(text, at), _ASSIGNED.match(text, at)
             if header is not None:
                 table = self._table(_split(header[2]), bool(header[1]), line)
@@ -50,8 +52,6 @@ class Lines:
             end = _end_of_line(text, at)
             line += text.count("\n", at, end)
             at = end
-            while text[at : at + 1] in (" ", "\t"):
-                at += 1
 
     def _table(self, keys: Path, one_of_many: bool, line: int) -> Path:
         """The path that a header names: of arrays it is the last table that is meant."""

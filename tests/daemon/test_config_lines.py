@@ -77,6 +77,11 @@ class LinesTests(SynchronousTestCase):
         ):
             self.assertEqual(lines.of(path), line, path)
 
+    def test_indented(self) -> None:
+        """So may everything be, from the first line on."""
+        lines = Lines("  [a]\n\tb = 1\n   [[c]]\n  d = 1\n  [[c]]\n  d = 2\n  ")
+        self.assertEqual([lines.of(path) for path in (("a",), ("a", "b"), ("c", 0, "d"), ("c", 1, "d"))], [1, 2, 4, 6])
+
     def test_line_ends_of_windows(self) -> None:
         self.assertEqual(Lines("a = 1\r\n\r\n[b]\r\nc = 2\r\n").of(("b", "c")), 4)
 
