@@ -83,6 +83,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     world: World
     favourites: list[str]
+    abrupt: bool
 
     @initialize(
         limits=LIMITS,
@@ -90,11 +91,14 @@ class CacheMachine(RuleBasedStateMachine):
         slow_delay=st.sampled_from([0.5, 5.0]),
         restart_seconds=st.sampled_from([0.0, 1.0]),
         favourites=FAVOURITES,
+        abrupt=st.booleans(),
     )
     def begin(
-        self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float, favourites: list[str]
-    ) -> None:
+        self, limits: Limits, latency: float, slow_delay: float, restart_seconds: float, favourites: list[str],
+        abrupt: bool,
+    ) -> None:  # fmt: skip
         self.favourites = favourites
+        self.abrupt = abrupt
         self.world = World(limits, latency, slow_delay, restart_seconds)
 
     @staticmethod
@@ -291,4 +295,4 @@ class CacheMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            self.world.finish()
+            self.world.finish(self.abrupt)

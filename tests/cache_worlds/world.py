@@ -327,12 +327,14 @@ class World:
 
     # -- the end ---------------------------------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """All comes to its end, and nothing is left."""
+    def finish(self, abrupt: bool) -> None:
+        """All comes to its end, or is closed before that if it is to be ``abrupt``; and nothing is left."""
         try:
             self.traps.clear()
             for server in self.servers.values():
                 server.disarm()
+            if abrupt:
+                self.close()
             self.await_calls(LONGEST)
             self.check()
             self.end_of_use()

@@ -38,8 +38,8 @@ ODD = ("early", "dup", "unsolicited", "multi", "4xx", "5xx", "421", "rst", "fin"
 """Kinds of faults: replies that are late, and replies that are too many, or refuse."""
 
 GUARDED = tuple(kind for kind in ODD if kind != "unsolicited")
-"""The same where there is one flight, which no 354 guards: a made-up 250 behind the reply to RCPT can't be told from the
-reply to the content, if that is late as well."""
+"""The same where there is one flight, which no 354 guards: a made-up 250 behind the reply to RCPT can't be told from
+the reply to the content, if that is late as well."""
 
 TIMEOUTS = Timeouts(
     connect=1, greeting=1, ehlo=1, mail=1, rcpt=1, data=1, content=1, dot=1.5, rset=0.7, quit=0.5, first_reply=0.8

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from mailcache import Limits
 from mailcache.remote.borrowed import LINGER
 from mailcache.remote.configuration import Configuration
-from tests.cache_worlds.machine import LATENCY, LIMITS, SETTINGS, WHO, CacheMachine
+from tests.cache_worlds.machine import FAVOURITES, LATENCY, LIMITS, SETTINGS, WHO, CacheMachine
 from tests.cache_worlds.servers import HASTY, TIMEOUTS
 from tests.remote.keeper_world import ADMITTED, ANN, BOB, KeeperWorld
 
@@ -25,9 +25,18 @@ class KeeperMachine(CacheMachine):
     world: KeeperWorld
 
     @initialize(
-        limits=LIMITS, latency=LATENCY, slow_delay=st.sampled_from([0.5, 5.0]), linger=st.sampled_from([0.0, LINGER])
+        limits=LIMITS,
+        latency=LATENCY,
+        slow_delay=st.sampled_from([0.5, 5.0]),
+        favourites=FAVOURITES,
+        abrupt=st.booleans(),
+        linger=st.sampled_from([0.0, LINGER]),
     )
-    def begin(self, limits: Limits, latency: float, slow_delay: float, linger: float) -> None:
+    def begin(
+        self, limits: Limits, latency: float, slow_delay: float, favourites: list[str], abrupt: bool, linger: float
+    ) -> None:
+        self.favourites = favourites
+        self.abrupt = abrupt
         self.world = KeeperWorld(limits, latency, slow_delay, 0.0, linger)
 
     @rule(who=WHO, side=st.sampled_from(["borrower", "keeper"]))
