@@ -174,7 +174,10 @@ def advisories(case: SharingCase) -> Iterator[tuple[str, str, Pair]]:
     yield (
         "CVE-2024-11053",
         "credentials for one host go to another",
-        places(HERE, f"[127.0.0.1]:{PORT + 1}", (PORT + 1, "127.0.0.1"), credentials=ANNE),
+        attrs.evolve(
+            places(HERE, f"[127.0.0.1]:{PORT + 1}", (PORT + 1, "127.0.0.1"), credentials=ANNE),
+            seen=(AS_ANNE, AS_NOBODY),
+        ),
     )
     yield (
         "CVE-2026-1965",
