@@ -112,7 +112,7 @@ class _Delivery:
 
     def _send(self, lease: Any) -> Deferred[DeliveryResult]:
         self._lease = lease
-        self._reused = lease.uses > 0
+        self._reused = lease.reused
         self._attempts += 1
         envelope = self._envelope
         if envelope.recipients[1:]:

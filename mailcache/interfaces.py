@@ -32,6 +32,7 @@ class ISession(Interface):
     endpoint: Endpoint = Attribute("Which server address this is a session with.")
     peer: str = Attribute("The server's address as text, for logs.")
     uses: int = Attribute("How many transactions were begun on the session, by anybody.")
+    reused: bool = Attribute("Whether it was used or kept before this lease, so that it may be dead by now.")
     reusable: bool = Attribute("Whether it may carry another message: it is at a clean place, and not used up.")
 
     def send(envelope: Envelope, content: Sendable, *, one_flight: bool = False) -> Deferred[DeliveryResult]:

@@ -69,6 +69,10 @@ class Lease:
         return self.session.uses
 
     @property
+    def reused(self) -> bool:
+        return self.session.reused
+
+    @property
     def reusable(self) -> bool:
         limit = self._place.max_uses
         return self.session.reusable and (limit is None or self.session.uses < limit)

@@ -38,6 +38,7 @@ class Kept(Protocol):
     capabilities: Capabilities
     evidence: Evidence
     uses: int
+    kept: bool
     instead_of_tls: bool
     setup_seconds: float
 

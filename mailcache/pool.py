@@ -271,6 +271,7 @@ class Pool:
             return [self._evict(member, self._retired[member])]
         if member.max_uses is not None and session.uses >= member.max_uses:
             return [self._evict(member, "uses")]
+        session.kept = True  # by its borrower, who may have done nothing else with it
         if not self._queues:
             return self._park(member, now)
         first = self._matching.first_served(member, now)
@@ -388,6 +389,8 @@ class Pool:
         demand, destination = self._demand, member.destination
         if demand is not None and self._limits_of(destination).keep == "busy" and not demand.busy(destination):
             return [self._evict(member, "demand")]
+        assert member.session is not None
+        member.session.kept = True
         self._places.park(member, now)
         return []
 

@@ -51,7 +51,7 @@ class Stepwise:
             RCPT: self._timeouts.rcpt,
             DATA: self._timeouts.data,
         }
-        self.reused = session.uses > 0
+        self.reused = session.reused
         self._first = True
         self._uses = 0
         self._rset_due: bool = session.rset_due

@@ -49,7 +49,8 @@ class Ping(_Command):
 class Acquire(_Packed):
     """Lease a session. What a server or a limit has said comes as ``error``; only faults are AMP errors.
 
-    The first lease of a session by a borrower brings ``descriptor`` and ``facts``; later ones name the pair.
+    The first lease of a session by a borrower brings ``descriptor`` and ``facts``; later ones name the pair. ``kept``
+    is said of a session that was kept, and never used: of others their uses tell.
     """
 
     arguments = [
@@ -60,6 +61,7 @@ class Acquire(_Packed):
         (b"granted", amp.String(optional=True)),
         (b"facts", amp.String(optional=True)),
         (b"descriptor", amp.Descriptor(optional=True)),
+        (b"kept", amp.String(optional=True)),
         (b"error", amp.String(optional=True)),
     ]
 
@@ -72,7 +74,8 @@ class Acquire(_Packed):
     @classmethod
     def parseResponse(cls, box: amp.AmpBox, protocol: amp.AMP) -> dict[str, Any]:
         if b"descriptor" not in box:
-            return {"granted": box.get(b"granted"), "facts": None, "descriptor": None, "error": box.get(b"error")}
+            named = {"granted": box.get(b"granted"), "kept": box.get(b"kept"), "error": box.get(b"error")}
+            return {**named, "facts": None, "descriptor": None}
         found: dict[str, Any] = super().parseResponse(box, protocol)
         return found
 

@@ -80,6 +80,10 @@ class _ScriptedSession:
         return str(self.key.endpoint)
 
     @property
+    def reused(self) -> bool:
+        return self.uses > 0
+
+    @property
     def reusable(self) -> bool:
         return self.waiting is None and not self.spoiled
 

@@ -6,7 +6,7 @@ from zope.interface.verify import verifyObject
 
 from mailcache import Limits
 from mailcache.interfaces import ISession, ISessionCache
-from mailcache.testing import CAPABILITIES
+from mailcache.testing import CAPABILITIES, Fault
 from mailcache.wire.capabilities import Capabilities
 from tests.helpers import PORT, Bed
 from tests.session_cache.case import CacheCase
@@ -71,6 +71,26 @@ class ReuseTests(CacheCase):
         self.assertEqual(seen[0][:3], seen[1][:3])
         self.assertEqual([uses for *_, uses in seen], [0, 1])
         self.assertEqual(bed.server.connection_count, 1)
+
+    def test_a_session_that_was_kept_without_a_use_may_be_as_dead_as_any(self) -> None:
+        for kind in ("rst", "fin", "421", "silence"):
+            with self.subTest(kind=kind):
+                bed = self.bed(faults=[Fault("mail", kind, connection=1)])
+                lease = self.lease(bed)
+                self.assertFalse(lease.reused)
+                lease.release()
+                self.settle(bed)
+                self.sent(bed)
+                self.assertEqual(bed.server.connection_count, 2)
+
+    def test_so_may_one_whose_borrower_has_handed_it_on_without_a_use(self) -> None:
+        bed = self.bed(faults=[Fault("mail", "rst", connection=1)], limits=Limits(sessions_per_destination=1))
+        lease = self.lease(bed)
+        waiting = bed.start()
+        self.settle(bed)
+        lease.release()
+        self.success(bed.finish(waiting))
+        self.assertEqual(bed.server.connection_count, 2)
 
     def test_no_rset_goes_before_the_first_message_nor_after_one_that_was_taken(self) -> None:
         bed = self.bed()
