@@ -45,6 +45,7 @@ class Senders(Orders):
 
     def __init__(self) -> None:
         self.cache: Any = None
+        self._make: Callable[[], Any] = lambda: None
         self.destinations: list[Destination] = []
         self.outcomes: Counter[str] = Counter()
         self.phases: Counter[str] = Counter()
@@ -67,18 +68,38 @@ class Senders(Orders):
     ) -> int:
         """Have a cache, a borrower's where there is a ``keeper``; gives how many destinations there are."""
         waits = Timeouts(**(timeouts or {}))
-        if keeper is not None:
+
+        def make() -> Any:
+            if keeper is None:
+                return MemorySessionCache(reactor, Limits(**(limits or {})), waits)
             # Without a fallback: what is sent goes over the keeper's sessions, or not at all.
-            self.cache = RemoteSessionCache(
+            return RemoteSessionCache(
                 reactor, f"unix:{keeper}", timeouts=waits, fallback=None, wait_timeout=wait_timeout
             )
-        else:
-            self.cache = MemorySessionCache(reactor, Limits(**(limits or {})), waits)
+
+        self._make = make
+        self.cache = make()
         self.destinations = [destination(**each) for each in destinations]
         self._label = label
-        self._file = open(outcomes, "a", buffering=1 << 16) if outcomes is not None else None  # noqa: SIM115
+        await self.do_note(outcomes)
         self._body = b"\r\n\r\n" + (b"x" * 60 + b"\r\n") * (1 + size // 62)
         return len(self.destinations)
+
+    async def do_note(self, outcomes: str | None) -> None:
+        """Write what comes of messages to this file from now on."""
+        if self._file is not None:
+            self._file.close()
+        self._file = open(outcomes, "a", buffering=1 << 16) if outcomes is not None else None  # noqa: SIM115
+
+    async def do_waiting(self) -> int:
+        """How many messages are under way."""
+        return self.under_way
+
+    async def do_busy(self, number: int) -> int:
+        """Wait until so many are under way, with a session each."""
+        while self.under_way < number or (await self.cache.statistics())["leased"] < number:
+            await deferLater(reactor, BEAT)
+        return self.under_way
 
     async def do_each(self, at_once: int) -> dict[str, int]:
         """Send one message to each destination; gives how many had which outcome."""
@@ -93,6 +114,26 @@ class Senders(Orders):
             if not waiting or time.monotonic() >= end:
                 return len(self.destinations) - len(waiting)
             await deferLater(reactor, 1.0)
+
+    async def do_cycles(self, cycles: int, at_once: int) -> dict[str, int]:
+        """Make a cache, send two messages and close it, so often; gives how many had which outcome."""
+        numbers = iter(range(cycles))
+        counts: Counter[str] = Counter()
+
+        async def some() -> None:
+            for number in numbers:
+                cache = self._make()
+                for _ in range(2):
+                    await self._send(number % len(self.destinations), counts, cache)
+                await cache.close()
+
+        await gatherResults([Deferred.fromCoroutine(some()) for _ in range(at_once)])
+        return dict(counts)
+
+    async def do_renew(self) -> None:
+        """Close the cache, and have another that has done nothing yet."""
+        await self.cache.close()
+        self.cache = self._make()
 
     async def do_many(self, messages: int, at_once: int) -> dict[str, int]:
         """Send so many, to the destinations in turn; gives how many had which outcome."""
@@ -195,13 +236,13 @@ class Senders(Orders):
         await gatherResults([Deferred.fromCoroutine(some()) for _ in range(at_once)])
         return dict(counts)
 
-    async def _send(self, number: int, counts: Counter[str]) -> str:
+    async def _send(self, number: int, counts: Counter[str], cache: Any = None) -> str:
         where = self.destinations[number]
         label = f"{self._label}.{self.outcomes.total() + self.under_way}"
         self.under_way += 1
         began = time.monotonic()
         try:
-            result = await deliver(self.cache, where, self._envelope(where.namespace), self._content(label))
+            result = await deliver(cache or self.cache, where, self._envelope(where.namespace), self._content(label))
             outcome = "refused" if result.rejected else "sent"
         except UncertainDelivery:
             outcome = "uncertain"
