@@ -83,10 +83,12 @@ def false_reports(bed: Bed, reported: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def miscounted(
-    side: str, one_flight: bool, reused: bool, position: int, extra: str | None, final: bytes
+    one_flight: bool, apart: bool, reused: bool, position: int, extra: str | None, final: bytes
 ) -> list[tuple[str, str]]:
-    """The reply at ``position`` of the group is missing, or has ``extra`` behind it."""
-    bed = bed_for(side, one_flight)
+    """The reply at ``position`` is missing, or has ``extra`` behind it; the content's comes with them or ``apart``."""
+    bed = bed_for("memory", one_flight, latency=0.001)
+    if apart:
+        bed.server.arm(Fault("after_dot", "slow", times=2))
     if reused:
         assert verdict_of(bed.deliver(sender="first@example.com")) == "SENT"
     answered = 0
@@ -120,16 +122,21 @@ def miscounted(
 
 def groups() -> Iterator[Case]:
     """Each position of the group, in one flight and in two."""
-    for one_flight, replies in ((False, GROUP), (True, GROUP - 1)):
-        for position in range(replies):
+    ways = {
+        "two flights": (False, False),
+        "one flight": (True, False),
+        "one flight, its last reply apart": (True, True),
+    }
+    for way, (one_flight, apart) in ways.items():
+        for position in range(GROUP - one_flight):
             for extra in (None, *EXTRA):
                 for final in (TAKEN, REFUSED):
                     for reused in (False, True):
-                        order = (one_flight, reused, position, extra, final)
+                        order = (one_flight, apart, reused, position, extra, final)
                         yield Case(
-                            f"{'one flight' if one_flight else 'two flights'}, {'reused' if reused else 'fresh'}, "
-                            f"reply {position} {f'and {extra}' if extra else 'missing'}, then {final[:3].decode()}",
-                            lambda order=order: miscounted("memory", *order),
+                            f"{way}, {'reused' if reused else 'fresh'}, reply {position} "
+                            f"{f'and {extra}' if extra else 'missing'}, then {final[:3].decode()}",
+                            lambda order=order: miscounted(*order),
                         )
 
 
