@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +42,10 @@ CLOSE_LIMIT = 30.0
 
 MAX_ENCODED = 1_000
 """Destinations whose bytes are remembered."""
+
+MAX_USELESS_GRANTS = 1_000
+"""Grants in a row of pairs that have ended, or of what nobody has asked for: as many as may be on their way at a time.
+A keeper that goes on so is none."""
 
 FALLBACK_LIMITS = Limits(sessions_per_destination=1, sessions_per_endpoint=1, idle_timeout=2, idle_timeout_mx=2)
 """What is kept while there is no keeper: little, so that many borrowers without one do not crowd a server."""
@@ -92,6 +95,7 @@ class RemoteSessionCache:
         self._fallback = fallback
         self._fallbacks = 0
         self._handed_on = 0
+        self._useless_grants = 0
         self._link = Link(reactor, endpoint, self._pairs, self._now, self._linked, self._lost, self._retired)
         self._tokens = Tokens(reactor, self._timeouts.auth)
         self._waiting = Waiting()
@@ -151,7 +155,8 @@ class RemoteSessionCache:
         parts: list[Deferred[dict[str, Any]]] = []
         if self._link.up:
             keepers = self._link.call(commands.Statistics).addTimeout(PING_PATIENCE, self._reactor)
-            parts.append(keepers.addCallbacks(lambda answer: json.loads(answer["counts"]), lambda _: nothing))
+            keepers.addCallback(lambda answer: codec.decode_counts(answer["counts"]))
+            parts.append(keepers.addErrback(lambda _: nothing))
         if self._fallback is not None:
             parts.append(self._fallback.statistics())
         return gatherResults(parts).addCallback(self._sum)
@@ -336,15 +341,30 @@ class RemoteSessionCache:
         if borrowed is None or borrowed.connection.ended:
             # It has ended while the grant was on its way.
             self._link.tell(commands.Release, released=Released(grant.lease, grant.pair, 0, 0, True).encode())
+            self._count_useless()
             return
         borrowed.granted(grant, asked.destination, self._now())
         borrowed.session.kept = answer.get("kept") is not None
         self._endpoints[asked.destination] = borrowed.session.key.endpoint
         self._leased.add(borrowed)
         if asked.waiter is not None and asked.waiter.suits(borrowed) and self._waiting.remove(asked.waiter):
+            self._useless_grants = 0
             asked.waiter.granted.callback(Lease(self, borrowed, borrowed.session))
-        elif not self._offer(borrowed):
+        elif self._offer(borrowed):
+            self._useless_grants = 0
+        else:
             self._return(borrowed)
+            if self._asker(asked) is not None:
+                self._count_useless()
+
+    def _count_useless(self) -> None:
+        """A grant has served nobody, and whoever waits asks again.
+
+        :raises MalformedError: if there is no end of such.
+        """
+        self._useless_grants += 1
+        if self._useless_grants > MAX_USELESS_GRANTS:
+            raise MalformedError("grants that are of no use")
 
     def _meet(self, number: int, descriptor: int, facts: bytes | None, destination: Destination) -> Borrowed | None:
         """A session that was not borrowed before."""

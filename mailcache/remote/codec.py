@@ -299,11 +299,12 @@ def decode_error(data: bytes) -> DeliveryError:
         reply = None if fields["reply"] is None else _reply(*fields["reply"])
     except (TypeError, ValueError) as error:
         raise MalformedError(f"{what}: {error}") from error
+    endpoint = fields["endpoint"]
     return DeliveryError(
-        fields["message"],
-        phase=fields["phase"],
+        _line(fields["message"]),
+        phase=_line(fields["phase"]),
         retriable=fields["retriable"],
-        endpoint=fields["endpoint"],
+        endpoint=None if endpoint is None else _line(endpoint),
         reply=reply,
     )
 
@@ -312,3 +313,26 @@ def _reply(code: object, text: object) -> Reply:
     if type(code) is not int or not isinstance(text, str):
         raise ValueError("a reply is a code and a text")
     return Reply.make(code, text)
+
+
+def _line(text: str) -> str:
+    """``text`` as it may stand in an error, and so in a log: one printable line."""
+    text = text[:MAX_TEXT]
+    return text if text.isprintable() else "".join([each if each.isprintable() else "?" for each in text])
+
+
+# -- counts -----------------------------------------------------------------------------------------------------------
+
+
+def decode_counts(data: bytes) -> dict[str, Any]:
+    """The keeper's statistics: numbers, and tables of numbers.
+
+    :raises MalformedError: for anything else.
+    """
+    what = "counts"
+    counts = _object(data, MAX_ANSWER, what)
+    for count in counts.values():
+        for number in count.values() if isinstance(count, dict) else (count,):
+            if not isinstance(number, (int, float)):
+                raise MalformedError(f"{what}: not all of them are numbers")
+    return counts
