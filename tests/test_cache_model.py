@@ -13,7 +13,7 @@ from mailcache import Limits
 from tests.cache_worlds.machine import LIMITS, SETTINGS, CacheMachine
 from tests.cache_worlds.servers import HASTY, TIMEOUTS
 
-EXAMPLES = 120
+EXAMPLES = 150
 
 
 class MemoryMachine(CacheMachine):

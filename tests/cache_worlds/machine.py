@@ -32,7 +32,7 @@ LIMITS = st.builds(
     sessions=st.sampled_from([1, 2, 4, 8]),
     sessions_per_destination=st.sampled_from([1, 2, 3]),
     sessions_per_endpoint=st.sampled_from([1, 2, 4]),
-    waiters=st.sampled_from([0, 3, 20, 20]),
+    waiters=st.sampled_from([0, 3, 20, 20, 20, 20]),
     idle_timeout=st.sampled_from([1, 30]),
     idle_timeout_mx=st.sampled_from([0, 5, 30]),
     max_age=st.sampled_from([2, 60, 300]),
@@ -49,20 +49,26 @@ LATENCY = st.sampled_from([0.0, 0.0, 0.01, 0.2])
 ANY = st.integers(0, 1000)
 WHO = st.integers(0, 2)
 FAVOURITES = st.lists(
-    st.sampled_from([*AT[SECURE], *AT[PLAIN], *AT[LOCAL], "nowhere"]), min_size=1, max_size=3, unique=True
+    st.sampled_from([*AT[SECURE], *AT[SECURE], *AT[PLAIN], *AT[PLAIN], *AT[LOCAL], *AT[LOCAL], "nowhere"]),
+    min_size=1,
+    max_size=3,
+    unique=True,
 )
 """Where messages go in one world: to few destinations, so that they meet there."""
 
 POINTS = ("banner", "ehlo", "starttls", "ehlo2", "auth", "mail", "rcpt", "data", "dot", "rset", "quit")
 
 
-def faults_at(where: str) -> list[tuple[Endpoint, Fault]]:
-    """What can go wrong with a message to this destination."""
+LATE_POINTS = st.sampled_from(["content", "dot", "after_dot", "rset", "quit", "idle"])
+"""Where it matters most how sure one is of what has become of a message, and of the session."""
+
+
+def faults_at(where: str, point: str) -> list[tuple[Endpoint, Fault]]:
+    """What can go wrong at ``point`` with a message to this destination."""
     return [
         (endpoint, Fault(point, kind))
         for endpoint, names in AT.items()
-        for point, kinds in APPLICABLE.items()
-        for kind in sorted(kinds)
+        for kind in sorted(APPLICABLE[point])
         if where in names and (endpoint is SECURE or not (kind in NEEDS_TLS or point in TLS_POINTS or point == "auth"))
     ]
 
@@ -121,7 +127,7 @@ class CacheMachine(RuleBasedStateMachine):
             world.deliver(who, self.where(where))
         elif what == "acquire":
             world.acquire(who, self.where(where))
-        elif what == "close" and index % 16 == 1:
+        elif what == "close" and index % 97 == 89:
             world.close()
         elif what in ("release", "discard", "drop") and holding is not None:
             world.end(holding, what)
@@ -230,17 +236,25 @@ class CacheMachine(RuleBasedStateMachine):
 
     # -- servers
 
+    @rule(who=WHO, where=ANY, point=st.sampled_from(sorted(APPLICABLE)), what=ANY, after=AFTER)
+    def go_wrong(self, who: int, where: int, point: str, what: int, after: float | None) -> None:
+        self.strike(who, where, point, what, 1, SIZES[what % len(SIZES)])
+        self.wait(after)
+
     @rule(
-        who=WHO,
-        where=ANY,
-        what=st.integers(0, 10_000),
-        times=st.sampled_from([1, 1, 3]),
-        size=st.sampled_from(SIZES),
+        who=WHO, where=ANY, point=LATE_POINTS, what=ANY, times=st.integers(1, 3), size=st.sampled_from(SIZES),
         after=AFTER,
-    )
-    def go_wrong(self, who: int, where: int, what: int, times: int, size: int, after: float | None) -> None:
+    )  # fmt: skip
+    def go_wrong_late(
+        self, who: int, where: int, point: str, what: int, times: int, size: int, after: float | None
+    ) -> None:
+        self.strike(who, where, point, what, times, size)
+        self.wait(after)
+
+    def strike(self, who: int, where: int, point: str, what: int, times: int, size: int) -> None:
+        """A message meets with a fault."""
         name = self.where(where)
-        chosen = self.pick(faults_at(name), what)
+        chosen = self.pick(faults_at(name, point), what)
         if chosen is None:
             return
         endpoint, fault = chosen
@@ -250,7 +264,6 @@ class CacheMachine(RuleBasedStateMachine):
             self.world.servers[endpoint].strike_idle()
         else:
             self.world.deliver(who, name, size=size)
-        self.wait(after)
 
     @rule(endpoint=st.sampled_from(ENDPOINTS), what=st.sampled_from(["restart", "stop", "go on", "go on", "be well"]))
     def serve(self, endpoint: Any, what: str) -> None:
