@@ -31,6 +31,7 @@ from mailcache import (
 from mailcache import deliver as begin_delivery
 from mailcache.testing import Chaos, MemoryReactor, SMTPServer
 from tests.helpers import keeper_cache, memory_cache
+from tests.nightly.figures import Report
 
 POINTS = ("mail", "rcpt", "data", "dot", "after_dot", "rset", "quit", "banner", "ehlo")
 LATE = ("slow", "slow", "slow", "drip", "split", "silence")
@@ -74,29 +75,32 @@ class Figures:
     doubles: int = 0
     faults: int = 0
     broken: list[str] = attrs.Factory(list)
+    """Which run was the first to break a promise, and what else must not be."""
 
     @property
     def kept(self) -> bool:
         """Whether all promises were kept."""
         return not (self.mismatches or self.lost or self.doubles or self.broken)
 
-    def lines(self) -> list[str]:
-        """One for each figure."""
-        return [
-            f"runs: {self.runs}",
-            f"messages: {self.messages}",
-            f"cancels: {self.cancels}",
-            f"faults: {self.faults}",
-            f"told taken: {self.successes}",
-            f"told refused: {self.refusals}",
-            f"told not delivered: {self.failures}",
-            f"told uncertain: {self.uncertain}",
-            f"taken by the server: {self.taken} = {self.successes} told taken + {self.taken_in_doubt} of the uncertain",
-            f"successes with a reply that names another message: {self.mismatches}",
-            f"told taken and not taken: {self.lost}",
-            f"taken twice, or taken and told otherwise: {self.doubles}",
-            *self.broken,
-        ]
+    def tell(self, report: Report) -> None:
+        """One line for each figure."""
+        report.say("runs", self.runs)
+        report.say("messages", self.messages)
+        report.say("cancels", self.cancels)
+        report.say("faults", self.faults)
+        report.say("told taken", self.successes)
+        report.say("told refused", self.refusals)
+        report.say("told not delivered", self.failures)
+        report.say("told uncertain", self.uncertain)
+        report.exactly("taken by the server", self.taken, self.successes + self.taken_in_doubt)
+        report.say("of these told taken", self.successes)
+        report.say("of these told uncertain", self.taken_in_doubt)
+        report.exactly("successes with a reply that does not name the message", self.mismatches, 0)
+        report.exactly("told taken and not taken", self.lost, 0)
+        report.exactly("taken twice, or taken and told otherwise", self.doubles, 0)
+        report.exactly("first runs that broke a promise, and outcomes of another kind", len(self.broken), 0)
+        for line in self.broken:
+            report.say("look at", line)
 
 
 class Run:
@@ -224,10 +228,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first run")
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
-    print(f"seed: {seed}")
-    figures = interleave(options.runs, seed, options.first)
-    print("\n".join(figures.lines()))
-    return 0 if figures.kept else 1
+    report = Report()
+    report.say("seed", str(seed))
+    interleave(options.runs, seed, options.first).tell(report)
+    return report.status
 
 
 if __name__ == "__main__":

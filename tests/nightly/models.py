@@ -22,6 +22,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from mailcache import DeliveryError, DeliveryResult, UncertainDelivery
 from tests.cache_worlds.machine import SETTINGS, CacheMachine
 from tests.cache_worlds.world import World
+from tests.nightly.figures import Report
 from tests.remote.test_keeper_model import KeeperMachine
 from tests.test_cache_model import MemoryMachine
 
@@ -72,17 +73,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--only", choices=sorted(MACHINES), default=None)
     options = parser.parse_args(arguments)
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**9)
-    print(f"seed: {seed}")
-    status = 0
+    report = Report()
+    report.say("seed", str(seed))
     for which in [options.only] if options.only else MACHINES:
-        figures, broken = try_worlds(which, options.examples, seed)
+        figures, account = try_worlds(which, options.examples, seed)
         for what, count in figures.items():
-            print(f"{which}, {what}: {count}")
-        print(f"{which}, worlds that broke a promise: {int(broken is not None)}")
-        if broken is not None:
-            print(broken)
-            status = 1
-    return status
+            report.say(f"{which}, {what}", count)
+        report.exactly(f"{which}, worlds that broke a promise", int(account is not None), 0)
+        if account is not None:
+            report.say("the smallest of them", account)
+    return report.status
 
 
 if __name__ == "__main__":

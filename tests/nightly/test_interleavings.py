@@ -50,4 +50,4 @@ class CommandTests(SynchronousTestCase):
             outputs.append(output.getvalue())
         self.assertEqual(*outputs)
         self.assertIn("seed: 7\nruns: 20\n", outputs[0])
-        self.assertIn("successes with a reply that names another message: 0\n", outputs[0])
+        self.assertIn("successes with a reply that does not name the message: 0 (promised: 0)\n", outputs[0])

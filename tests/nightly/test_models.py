@@ -23,4 +23,4 @@ class CommandTests(SynchronousTestCase):
         self.assertIn("seed: 1\n", output)
         for which in ("memory", "keeper"):
             self.assertIn(f"{which}, worlds: ", output)
-            self.assertIn(f"{which}, worlds that broke a promise: 0\n", output)
+            self.assertIn(f"{which}, worlds that broke a promise: 0 (promised: 0)\n", output)
