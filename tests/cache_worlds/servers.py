@@ -46,9 +46,10 @@ ROUTES = {
     "one.example": (Hop(SECURE, "mx.test"), Hop(PLAIN, "mx.example.com")),
     "two.example": (Hop(SECURE, "mx.test"),),
 }
-SIZES = (0, 1, 300, 20_000, 400_000)
-"""Octets of content: none in between, where all of it may be in the transport when the server has the first of it. A
-server that answers 250 then and does not take it can't be seen through (rule R3)."""
+SIZES = (0, 1, 300, 10_000, 400_000)
+"""Octets of content: one TLS record, or much more than transports hold. In between all of it may have been handed over
+when the server has the first of it, and one that answers 250 then, and takes nothing, can't be seen through (rule R3).
+"""
 
 
 def destinations() -> dict[str, Destination]:
