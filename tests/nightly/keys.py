@@ -61,6 +61,7 @@ ADDRESSES = (
 )  # fmt: skip
 PORTS = (25, 24, 465, 587, 2525, 1, 65535)
 VERSIONS = ("TLSv1.2", "TLSv1.3")
+UIDS = (None, 0, 1)
 SECURE = ("encrypt", "verify", "secure")
 PASSWORDS = (("PLAIN",), ("LOGIN",), ("PLAIN", "LOGIN"), ("CRAM-MD5", "LOGIN", "PLAIN"))
 TEXTS = 11
@@ -197,7 +198,7 @@ def _address(random: Random, value: str) -> str:
 
 def draw(random: Random) -> Drawn:
     meaning = _settled({name: make(random) for name, make in FIELDS.items()})
-    return Drawn(meaning, random.choice((None, 0, 1)))
+    return Drawn(meaning, random.choice(UIDS))
 
 
 def pair(random: Random) -> tuple[str, Drawn, Drawn]:
@@ -206,16 +207,19 @@ def pair(random: Random) -> tuple[str, Drawn, Drawn]:
     kind = random.choice(KINDS[:4])
     if kind == "as drawn":
         return kind, one, draw(random)
-    meaning = dict(one.meaning)
+    meaning, uid = dict(one.meaning), one.uid
     if kind == "one field changed":
-        name = random.choice(tuple(FIELDS))
-        meaning[name] = FIELDS[name](random)
+        name = random.choice((*FIELDS, "uid"))
+        if name == "uid":
+            uid = random.choice(UIDS)
+        else:
+            meaning[name] = FIELDS[name](random)
     elif kind == "borders moved" and meaning["credentials"] is not None and meaning["credentials"][0] == "password":
         _, username, secret, mechanisms = meaning["credentials"]
         joined = username + secret
         at = random.randint(1, len(joined))
         meaning["credentials"] = ("password", joined[:at], joined[at:], mechanisms)
-    return kind, one, Drawn(_settled(meaning), one.uid)
+    return kind, one, Drawn(_settled(meaning), uid)
 
 
 def check_destinations(random: Random) -> tuple[str, bool]:
