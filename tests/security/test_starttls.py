@@ -50,7 +50,8 @@ class Between(SharingCase):
         def verdict(point: str, _: str, record: Connection) -> bytes | None:
             return meddles(callers, point) if record.number == 1 else None
 
-        server = {"verdict": verdict, "users": USERS}
+        # It would take a login in clear text, too: that there is none is the client's doing.
+        server = {"verdict": verdict, "users": USERS, "auth_in_clear": True}
         with self.callers(way, server=server, faults=faults, latency=0.01) as callers:
             callers.bed.reactor.hosts["localhost"] = ["127.0.0.1"]
             yield callers
@@ -138,11 +139,11 @@ class Stripping(Between):
     """CVE-2016-0772 (smtplib), CVE-2021-22946 (curl): TLS is taken away, and the client goes on without."""
 
     STRIPPED = (
-        b"250-mx.test\r\n250 PIPELINING",
-        b"250-mx.test\r\n250 XSTARTTLS",
-        b"250-mx.test\r\n250 STARTTLSX",
-        b"250-STARTTLS\r\n250 PIPELINING",
-        b"250 mx.test STARTTLS",
+        b"250-mx.test\r\n250-PIPELINING\r\n250 AUTH PLAIN LOGIN",
+        b"250-mx.test\r\n250-XSTARTTLS\r\n250 AUTH PLAIN LOGIN",
+        b"250-mx.test\r\n250-STARTTLSX\r\n250 AUTH PLAIN LOGIN",
+        b"250-STARTTLS\r\n250 AUTH PLAIN LOGIN",
+        b"250-mx.test STARTTLS\r\n250 AUTH PLAIN LOGIN",
     )
     REFUSED = ("4xx", "5xx")
     ODD = ("garbage", "digits2", "digits4", "nosep", "zero", "mixed", "421", "silence", "fin")
