@@ -191,6 +191,14 @@ class EndingTests(Case):
                 self.assertEqual((outcome.accepted, list(outcome.rejected)), ((), ["b@example.com"]))
                 self.check(bed.deliver(), bed, DeliveryResult, 1, 1)
 
+    def test_a_refusal_of_all_that_comes_late(self) -> None:
+        """The content was on its way: nobody could know that there was no one for it."""
+        bed = self.bed(Fault("rcpt", "slow", transaction=2))
+        bed.server.verdict = says(rcpt=b"550 5.1.1 unknown")
+        outcome = bed.deliver()
+        self.check(outcome, bed, DeliveryResult, 0, 1)
+        self.assertEqual((list(outcome.rejected), bed.server.violations), (["b@example.com"], []))
+
     def test_cancelled(self) -> None:
         bed = self.bed(latency=0.1)
         outcome = bed.start()

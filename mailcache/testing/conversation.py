@@ -77,7 +77,8 @@ class Conversation(Receiving):
         self.record.commands.append(f"AUTH {rest.split(' ')[0]}".rstrip() if verb == "AUTH" else text)
         self.server.note(self.record, self.record.commands[-1])
         refused_data, self.data_refused = self.data_refused, False
-        if not self.fresh_segment and "PIPELINING" not in self.server.keywords:
+        self.pipelined = not self.fresh_segment
+        if self.pipelined and "PIPELINING" not in self.server.keywords:
             self.violation("pipelining without the capability")
         self.fresh_segment = False
         if verb in _LAST_IN_GROUP and self.buffer:
@@ -244,7 +245,7 @@ class Conversation(Receiving):
         reply = self._path_reply(text, path, b"250 2.1.5 ok\r\n")
         path = path or Path("", ())
         if transaction is None:
-            if not self.pending:
+            if not (self.pending or self.pipelined):
                 self.violation("RCPT without a transaction")
             reply = BAD_SEQUENCE
 

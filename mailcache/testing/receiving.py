@@ -31,6 +31,8 @@ class Receiving(FaultyStream):
     @ivar transaction: what the last MAIL has begun, if it is still open.
     @ivar content: what is being received.
     @ivar data_refused: the last command was a DATA that was refused.
+    @ivar pipelined: the command has come in one segment with another before it, whose reply nobody had when it was
+        sent, however late that reply was.
     """
 
     def __init__(self, server: SMTPServer, record: Connection) -> None:
@@ -38,6 +40,7 @@ class Receiving(FaultyStream):
         self.transaction: Transaction | None = None
         self.content: DataContent | ChunkContent | None = None
         self.data_refused = False
+        self.pipelined = False
 
     def verdict(self, point: str, argument: str, reply: bytes) -> bytes:
         """The reply, or what the test wants in its place."""
@@ -50,7 +53,7 @@ class Receiving(FaultyStream):
         """DATA."""
         transaction = self.transaction
         if transaction is None or transaction.chunks:
-            if not self.pending:
+            if not (self.pending or self.pipelined):
                 self.violation("DATA without a transaction" if transaction is None else "DATA after BDAT")
             reply = BAD_SEQUENCE
         else:
@@ -78,7 +81,8 @@ class Receiving(FaultyStream):
             self.queue(SYNTAX)
             return
         self.content = ChunkContent(*chunk)
-        if (self.transaction is None or not self.transaction.recipients) and not self.pending:
+        refused = self.transaction is None or not self.transaction.recipients
+        if refused and not (self.pending or self.pipelined):
             self.violation(REFUSED_CONTENT)
         self.receive(self.content)  # it may be empty
 
