@@ -35,6 +35,10 @@ ALLOWED = {
 }
 """How often a letter may be at servers for a recipient of whom this was told."""
 
+PARDONED = {"rset": "MAIL in a transaction", "idle": "clear text where TLS should begin"}
+"""What follows where a server refuses RSET, MAIL being pipelined with that, or says on its own in the middle of an
+opening that it does not want to go on: that is read as the reply to STARTTLS, and QUIT is the answer."""
+
 SHOWN = 20
 """Of what is wrong, no more than so much is told in detail."""
 
@@ -112,9 +116,11 @@ class Ledger:
         """Enter all that this server has seen, and have it forget that."""
         for message in server.messages:
             self.take(message)
-        # Behind a RSET that the server refuses comes the MAIL that was pipelined with it.
-        refusals = {number for fault, number in server.fired if fault.point == "rset" and fault.kind in REFUSING}
-        pardoned = {f"connection {number}: MAIL in a transaction" for number in refusals}
+        pardoned = {
+            f"connection {number}: {PARDONED[fault.point]}"
+            for fault, number in server.fired
+            if fault.point in PARDONED and fault.kind in REFUSING
+        }
         violations = [what for what in server.violations if what not in pardoned]
         self.violations += len(violations)
         self.wrong += [f"{name}: {what}" for what in violations]
