@@ -196,7 +196,8 @@ class RemoteSessionCache:
             for borrowed in self._lingering.all():
                 self._return(borrowed)
             for waiter in waiters:
-                if waiter.instead is None:
+                # Who has heard of it may have cancelled others.
+                if waiter.instead is None and not waiter.granted.called:
                     waiter.granted.errback(Failure(closed_error()))
         self._check_closed()
         return closed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from twisted.internet.defer import CancelledError
+
 from mailcache import DeliveryError, Limits, UncertainDelivery
 from mailcache.testing import Fault
 from tests.helpers import PORT, Bed, Outcome, TableRouter
@@ -77,6 +79,17 @@ class CloseTests(CacheCase):
         closing = self.closing(bed)
         for outcome in outcomes:
             self.assertEqual((bed.finish(outcome, 1).phase, outcome.value.retriable), ("waiting", True))
+        bed.finish(closing, 2)
+
+    def test_who_hears_that_it_is_closed_may_cancel_others_that_wait(self) -> None:
+        bed = self.bed(limits=Limits(sessions_per_destination=1))
+        lease = self.lease(bed)
+        first, second, third = (bed.acquire() for _ in range(3))
+        first.deferred.addCallback(lambda _: second.deferred.cancel())
+        closing = self.closing(bed)
+        self.assertEqual([bed.finish(outcome, 1).phase for outcome in (first, third)], ["waiting", "waiting"])
+        self.assertIsInstance(bed.finish(second, 1), CancelledError)
+        lease.release()
         bed.finish(closing, 2)
 
     def test_those_whose_route_is_looked_for_hear_that_it_is_closed(self) -> None:
