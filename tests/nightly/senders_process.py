@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
 
 from mailcache import (
@@ -54,6 +54,7 @@ class Senders(Orders):
         self._label = ""
         self._body = b""
         self._leases: list[Any] = []
+        self._begun: list[Deferred[str]] = []
 
     async def do_open(
         self,
@@ -91,15 +92,19 @@ class Senders(Orders):
             self._file.close()
         self._file = open(outcomes, "a", buffering=1 << 16) if outcomes is not None else None  # noqa: SIM115
 
-    async def do_waiting(self) -> int:
-        """How many messages are under way."""
-        return self.under_way
-
-    async def do_busy(self, number: int) -> int:
-        """Wait until so many are under way, with a session each."""
-        while self.under_way < number or (await self.cache.statistics())["leased"] < number:
+    async def do_begin(self, first: int, number: int) -> int:
+        """Begin a message to each of so many destinations; gives how many are under way once each has a session."""
+        self._begun = [Deferred.fromCoroutine(self._send(each, Counter())) for each in range(first, first + number)]
+        while (await self.cache.statistics())["leased"] < number:
             await deferLater(reactor, BEAT)
         return self.under_way
+
+    async def do_abandon(self) -> int:
+        """Cancel those; gives how many had had no end."""
+        waiting = [each for each in self._begun if not each.called]
+        for each in waiting:
+            each.addErrback(lambda failure: failure.trap(CancelledError)).cancel()
+        return len(waiting)
 
     async def do_each(self, at_once: int) -> dict[str, int]:
         """Send one message to each destination; gives how many had which outcome."""
@@ -139,14 +144,14 @@ class Senders(Orders):
         """Send so many, to the destinations in turn; gives how many had which outcome."""
         return await self._send_all((number % len(self.destinations) for number in range(messages)), at_once)
 
-    async def do_for(self, seconds: float, at_once: int) -> dict[str, int]:
-        """Send to the destinations in turn, each sender as fast as it can, for so long."""
+    async def do_for(self, seconds: float, at_once: int, among: int) -> dict[str, int]:
+        """Send to the first destinations in turn, each sender as fast as it can, for so long."""
         end = time.monotonic() + seconds
 
         def turns() -> Iterator[int]:
             number = 0
             while time.monotonic() < end:
-                yield number % len(self.destinations)
+                yield number % among
                 number += 1
 
         return await self._send_all(turns(), at_once)

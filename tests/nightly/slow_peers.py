@@ -1,7 +1,7 @@
 """``python -m tests.nightly.slow_peers``: hundreds of servers that answer an octet at a time, beside some good ones.
 
-All is sent through one keeper: to the good servers as fast as they take it, alone and beside the slow ones, in turns.
-How much is taken must hardly change.
+All is sent by one cache: to the good servers as fast as they take it, alone and beside the slow ones, in turns. How
+much is taken must hardly change.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from twisted.internet.defer import Deferred
-
 from tests.nightly.balance import read_sent
 from tests.nightly.figures import Report, percentile
 from tests.nightly.stage import Stage, Told, addresses, command
@@ -21,8 +19,8 @@ from tests.nightly.stage import Stage, Told, addresses, command
 PROMISED_SHARE = 0.9
 """Of what the good servers take where there are no slow ones."""
 
-DRIP = 1.0
-"""Seconds between two octets of a slow server: the whole of a reply takes most of a minute."""
+DRIP = 10.0
+"""Seconds between two octets of a slow server: the whole of a reply takes minutes."""
 
 LIMITS = {"sessions": 5000, "waiters": 5000}
 
@@ -33,52 +31,41 @@ async def run(reactor: Any, options: argparse.Namespace, report: Report) -> None
 
 
 async def _run(options: argparse.Namespace, report: Report, stage: Stage) -> None:
-    keeper = await stage.keeper(LIMITS)
+    keeper = await stage.keeper(LIMITS) if options.keeper else None
     good, where = await stage.servers(addresses(0, options.good))
     dripping = [{"point": "mail", "kind": "drip", "times": 10**9}]
     slow, dull = await stage.servers(addresses(1, options.slow), faults=dripping, drip_interval=DRIP)
-    sender = await stage.senders(where, "good", keeper=stage.socket)
-    await sender.do("visit", at_once=20, limit=60.0)
+    path = None if keeper is None else stage.socket
+    sender = await stage.senders([*where, *dull], "letter", keeper=path, limits=LIMITS)
     rates: dict[bool, list[float]] = {False: [], True: []}
     times: dict[bool, list[float]] = {False: [], True: []}
+    await sender.do("for", seconds=options.seconds / 4, at_once=options.at_once, among=options.good)  # all are opened
     for turn in range(options.turns):
         for beside in (False, True):
-            label = f"{turn}{beside}"
-            waiting = await _beside(stage, dull, label, options) if beside else None
+            label = f"{turn}, {'beside slow ones' if beside else 'alone'}"
+            if beside:
+                await sender.do("begin", first=options.good, number=options.slow)
             file = stage.folder / f"{label}.good"
             await sender.do("note", outcomes=str(file))
-            counts = await sender.do("for", seconds=options.seconds, at_once=options.at_once)
+            counts = await sender.do("for", seconds=options.seconds, at_once=options.at_once, among=options.good)
             rates[beside].append(counts.get("sent", 0) / options.seconds)
             times[beside] += await _times(sender, file)
             report.exactly(f"messages that good servers did not take (turn {label})", _rest(counts), {})
-            if waiting is not None:
-                await _leave(report, waiting, options, label)
+            if beside:
+                waiting = await sender.do("abandon")
+                report.exactly(f"messages that waited at slow servers to the end (turn {label})", waiting, options.slow)
     alone, loaded = median(rates[False]), median(rates[True])
     report.say("messages a second to good servers alone", alone)
     report.say("messages a second to good servers beside slow ones", loaded)
-    report.at_least("share of that", loaded / alone, PROMISED_SHARE)
+    report.at_least("share of that", loaded / alone, options.share)
     for beside, name in ((False, "alone"), (True, "beside slow ones")):
         for share in (0.5, 0.99):
             report.say(f"delivery {name}, p{100 * share:.0f} in ms", 1000 * percentile(times[beside], share))
     for server in (good, slow):
         report.exactly("violations of the protocol", (await server.do("counts"))["violations"], [])
-    await stage.end_keeper(keeper)
-    report.exactly("lines that the keeper has complained with", keeper.complaints, [])
-
-
-async def _beside(stage: Stage, dull: list[dict[str, Any]], label: str, options: argparse.Namespace) -> Told:
-    """A process whose messages wait at the slow servers."""
-    sender = await stage.senders(dull, label, keeper=stage.socket)
-    Deferred.fromCoroutine(sender.do("each", at_once=options.slow)).addErrback(lambda _: None)  # it is killed
-    await sender.do("busy", number=options.slow)
-    return sender
-
-
-async def _leave(report: Report, waiting: Told, options: argparse.Namespace, label: str) -> None:
-    report.exactly(
-        f"messages that still wait at slow servers (turn {label})", await waiting.do("waiting"), options.slow
-    )
-    await waiting.end()
+    if keeper is not None:
+        await stage.end_keeper(keeper)
+        report.exactly("lines that the keeper has complained with", keeper.complaints, [])
 
 
 async def _times(sender: Told, file: Path) -> list[float]:
@@ -98,6 +85,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=50, help="messages to good servers under way")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each turn")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--share", type=float, default=PROMISED_SHARE, help="of it that is promised beside slow ones")
+    parser.add_argument("--keeper", action="store_true", help="the cache is a keeper's, not in memory")
     return parser.parse_args(arguments)
 
 
