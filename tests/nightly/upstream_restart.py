@@ -100,9 +100,8 @@ class _Restart:
         """Messages come all the time while the server is down."""
         seconds = self._options.seconds
         await self._server.do("arm", point="connect", kind="rst", times=10**9)
-        sending = Deferred.fromCoroutine(self._sender.do("steadily", rate=RATE, seconds=seconds, seed=1, most=1000))
         await self._server.do("abort")
-        counts = await sending
+        counts = await self._sender.do("steadily", rate=RATE, seconds=seconds, seed=1, most=1000)
         self._report.exactly("messages that went out while the server was down", counts.get("sent", 0), 0)
         storm = (await self._server.do("accepted"))[self._before["connections"] :]
         self._report.say("messages that came while the server was down", sum(counts.values()))
