@@ -112,7 +112,8 @@ class _Delivery:
 
     def _send(self, lease: Any) -> Deferred[DeliveryResult]:
         self._lease = lease
-        self._reused = lease.reused
+        # Leases of a cache of somebody else's may know of their uses only.
+        self._reused = getattr(lease, "reused", lease.uses > 0)
         self._attempts += 1
         envelope = self._envelope
         if envelope.recipients[1:]:
