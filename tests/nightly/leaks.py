@@ -53,7 +53,7 @@ async def _run(options: argparse.Namespace, report: Report, stage: Stage, with_k
     path = None if keeper is None else stage.socket
     cycler = await stage.senders(where, "cycle", keeper=path, timeouts=TIMEOUTS)
     looked_at = cycler if keeper is None else keeper
-    await cycler.do("cycles", cycles=WARM_UP, at_once=5)
+    await cycler.do("cycles", cycles=WARM_UP, at_once=1)
     before = await _settled(looked_at)
     timers, objects = await looked_at.do("timers"), await looked_at.do("objects")
     memory = memory_of(looked_at.pid)
@@ -72,7 +72,7 @@ async def _run(options: argparse.Namespace, report: Report, stage: Stage, with_k
     # Whoever has failed is forgiven when it works again, and what is remembered of it goes.
     report.exactly(f"servers that work at the end ({what})", await cycler.do("visit", at_once=5, limit=90.0), SERVERS)
     await cycler.do("renew")
-    await cycler.do("cycles", cycles=WARM_UP, at_once=5)
+    await cycler.do("cycles", cycles=WARM_UP, at_once=1)
     now = await _settled(looked_at, before)
     report.exactly(f"descriptors ({what})", now, before)
     report.exactly(f"timers ({what})", await looked_at.do("timers"), timers)
