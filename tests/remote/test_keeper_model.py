@@ -16,7 +16,7 @@ from tests.cache_worlds.machine import FAVOURITES, LATENCY, LIMITS, SETTINGS, WH
 from tests.cache_worlds.servers import HASTY, TIMEOUTS
 from tests.remote.keeper_world import ADMITTED, ANN, BOB, KeeperWorld
 
-EXAMPLES = 150
+EXAMPLES = 120
 
 
 class KeeperMachine(CacheMachine):
