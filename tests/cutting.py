@@ -186,7 +186,7 @@ def expected(way: Way, rehearsal: Rehearsal, place: Place) -> Expected:
 
 
 class Trial:
-    """One delivery on a network of its own, with a session that was there before."""
+    """One delivery on a network of its own, over a session that has carried a message before, or was opened for it."""
 
     def __init__(self, way: Way, session: str) -> None:
         self.way = way
@@ -200,10 +200,21 @@ class Trial:
             bed.destination = bed.to("two.example", tls=settings.get("tls"))
         if session == "reused":
             assert verdict_of(bed.deliver(sender="first@example.com")) == "SENT"
-        else:
-            lease = bed.finish(bed.acquire())
-            lease.release()
-        self.near, self.far = self._ends()
+
+    def _when_leased(self, begin: Callable[[MemoryTransport, MemoryTransport], object]) -> None:
+        """Have this called with both ends when the next session is leased, before anything is written on it."""
+        cache = self.bed.cache
+        acquire = cache.acquire
+
+        def leased(lease: Any) -> Any:
+            begin(*self._ends())
+            return lease
+
+        def acquiring(*arguments: Any, **more: Any) -> Any:
+            cache.acquire = acquire
+            return acquire(*arguments, **more).addCallback(leased)
+
+        cache.acquire = acquiring
 
     def _ends(self) -> tuple[MemoryTransport, MemoryTransport]:
         """The client's end and the server's of the stream that is to be cut."""
@@ -228,7 +239,14 @@ class Trial:
         return self.bed.deliver(self.way.content(), sender=PROBE, recipients=self.way.recipients)
 
     def rehearse(self) -> Rehearsal:
-        flights, answers = _recorded(self.far), _recorded(self.near)
+        flights: list[bytes] = []
+        answers: list[bytes] = []
+
+        def record(near: MemoryTransport, far: MemoryTransport) -> None:
+            _record(far, flights)
+            _record(near, answers)
+
+        self._when_leased(record)
         value = self.deliver()
         assert verdict_of(value) == "SENT", value
         number = self.way.flights
@@ -240,8 +258,12 @@ class Trial:
 
     def run(self, rehearsal: Rehearsal, place: Place) -> Iterator[tuple[str, str]]:
         """Cut it there; gives what is wrong, and why."""
-        end = self.near if place.direction == UP else self.far
-        end.cut_after(place.octets, place.how, at_next=place.at_next)
+
+        def cut(near: MemoryTransport, far: MemoryTransport) -> None:
+            end = near if place.direction == UP else far
+            end.cut_after(place.octets, place.how, at_next=place.at_next)
+
+        self._when_leased(cut)
         right = expected(self.way, rehearsal, place)
         value = self.deliver()
         word = verdict_of(value)
@@ -309,9 +331,8 @@ class Trial:
         return [accepted[recipient] for recipient in self.way.recipients]
 
 
-def _recorded(end: MemoryTransport) -> list[bytes]:
-    """What arrives at this end from now on, segment by segment."""
-    segments: list[bytes] = []
+def _record(end: MemoryTransport, segments: list[bytes]) -> None:
+    """Keep what arrives at this end from now on, segment by segment."""
     protocol: Any = end.protocol
     receive = protocol.dataReceived
 
@@ -320,7 +341,6 @@ def _recorded(end: MemoryTransport) -> list[bytes]:
         receive(data)
 
     protocol.dataReceived = recording
-    return segments
 
 
 @attrs.frozen

@@ -226,8 +226,16 @@ class UnpipelinedCase(AxisCase):
 class OneFlightCase(AxisCase):
     """Content is cut as the network does it: the last of 64 KiB is in another segment than MAIL."""
 
-    # The server's transaction is over with its BDAT, so that MAIL behind a refused RSET does not nest.
-    refuses_rset = property(lambda _: False, lambda _, __: None)  # type: ignore[assignment]
+    _refuses = False
+
+    @property
+    def refuses_rset(self) -> bool:  # type: ignore[override]
+        """With BDAT the server's transaction is over, so that MAIL behind a refused RSET does not nest."""
+        return self._refuses and self.make_bed is KeeperBed
+
+    @refuses_rset.setter
+    def refuses_rset(self, refuses: bool) -> None:
+        self._refuses = refuses
 
     def content_for(self, row: Row) -> bytes:
         if row["point"] != "content":
