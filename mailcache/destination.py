@@ -63,7 +63,11 @@ class NextHop:
         name, colon, port = text.partition(":")
         if ip_address(name):
             raise ValueError(f"next hop: {name!r} is an address: write it in brackets, [{name}]:{port}")
-        return cls("domain", _name(name, text), _port(port if colon else None, default_port, text))
+        domain = _name(name, text)
+        if domain == "unix":
+            # With a port it would be read as a socket: "unix:25".
+            raise ValueError(f"next hop: {text!r}: for a socket a path is wanted, unix:/path; a host's name is [unix]")
+        return cls("domain", domain, _port(port if colon else None, default_port, text))
 
     def __str__(self) -> str:
         if self.kind == "unix":

@@ -53,6 +53,7 @@ class NextHops(SynchronousTestCase):
             ("[ipv6:2001:db8:0:0::a]:25", "host", "2001:db8::a", 25),
             ("[fe80::1%lo]", "host", "fe80::1%lo", 25),
             ("[FE80:0::1%eth0.5]", "host", "fe80::1%eth0.5", 25),
+            ("[unix]", "host", "unix", 25),
             ("unix:/run/lmtp", "unix", "/run/lmtp", None),
             ("unix:/run/Mixed Case.", "unix", "/run/Mixed Case.", None),
             ("unix:/run/\xe4", "unix", "/run/\xe4", None),

@@ -140,6 +140,8 @@ class WrongInput(SynchronousTestCase):
                     "unix:/\xe4" + "\xe4" * 60,
                 )
             ],
+            ("unix", ("next hop: ", "unix:/path", "a host's name is [unix]")),
+            ("Unix.", ("next hop: ", "unix:/path", "a host's name is [unix]")),
             ("unix:/\ud800", ("next hop: ", "an absolute path")),
             ("[IPv6:mail.example.com]", ("next hop: ", "'mail.example.com' is no IPv6 address")),
             ("[IPv6:192.0.2.1]", ("next hop: ", "'192.0.2.1' is no IPv6 address")),
