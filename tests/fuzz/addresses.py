@@ -117,7 +117,8 @@ TARGET = Target(
     + tuple(b"\1" + text for text in (b"mx.example.com", b"[192.0.2.1]", b"[IPv6:::1]", b"a_b.c", b"-a", b"a b"))
     + tuple(b"\2" + text for text in (
         b"example.com", b"example.com:587", b"[mail.example.com]", b"[192.0.2.1]:25", b"[2001:DB8::1]:25",
-        b"unix:/run/x", b"[fe80::1%lo]", b"xn--bcher-kva.example.", b"[ipv6:::1]", b"a:0", b"a:65536", b"[a]:",
+        b"unix:/run/x", b"unix", b"UNIX.", b"[unix]", b"[fe80::1%lo]",
+        b"xn--bcher-kva.example.", b"[ipv6:::1]", b"a:0", b"a:65536", b"[a]:",
     ))
     + tuple(b"\3" + text for text in (
         b"MAIL FROM:<a@x> SIZE=100 BODY=8BITMIME", b"RCPT TO:<@r.example:b@y>", b'RCPT TO:<"a>b"@x> NOTIFY=NEVER',

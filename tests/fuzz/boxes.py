@@ -334,6 +334,13 @@ TARGET = Target(
             for name in range(12)
             for count in (0, 1, 2)
         ),
+        # Each command with each key, and some value.
+        *(
+            _HELLO + bytes([5, name, 1, key, len(value)]) + value + b"\1\0"
+            for name in range(len(NAMES))
+            for key in range(len(KEYS))
+            for value in (b"1", b"\xff\xfe")
+        ),
         _HELLO + b"\6\6\0\2ab\0\0\x80",
         _HELLO + b"\6\6\0\1a\0\1\xfd\xff\0\6\2\xfd\xff\0\6\2\xfd\xff\0",
         _HELLO + b"\6\2\x7f\xff\0",

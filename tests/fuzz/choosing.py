@@ -59,10 +59,12 @@ def features(what: Target, data: bytes) -> set[Feature]:
 
 
 def chosen(what: Target, inputs: list[bytes], enough: int) -> list[bytes]:
-    """Those of ``inputs`` that are kept."""
-    seen: set[Feature] = set()
+    """Those of ``inputs`` that are kept, beside those by hand."""
+    by_hand = corpus.ordered(what.beginnings)
+    enough -= len(by_hand)
+    seen: set[Feature] = set().union(*(features(what, data) for data in by_hand))
     kept, others = [], []
-    for data in corpus.ordered(inputs):
+    for data in corpus.ordered(set(inputs) - set(by_hand)):
         if len(data) > LONGEST or len(kept) >= MOST:
             continue
         found = features(what, data)
@@ -79,11 +81,12 @@ def main() -> None:
     for name in sys.argv[2:] or NAMES:
         what = target(name)
         found = corpus.gathered(folder / name / "seeds") if (folder / name / "seeds").exists() else []
-        inputs = [*what.beginnings, *corpus.load(name), *found]
+        inputs = [*corpus.load(name), *found]
         kept = chosen(what, inputs, ENOUGH if name in MAIN else ENOUGH_OF_OTHERS)
         corpus.store(name, kept)
         size = corpus.path_of(name).stat().st_size
-        print(f"{name:<14} {len(set(inputs)):>6} inputs, {len(kept):>5} kept, {size:>9,} bytes", flush=True)
+        by_hand = len(what.beginnings)
+        print(f"{name:<14} {by_hand:>4} by hand, {len(set(inputs)):>5} found, {len(kept):>4} kept: {size:>8,} bytes")
 
 
 if __name__ == "__main__":

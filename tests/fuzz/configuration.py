@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from mailcache.daemon.config import Configuration, ConfigurationError, load, summary
@@ -108,8 +109,20 @@ def _beginnings() -> tuple[bytes, ...]:
     wrong = [content.encode() for content, *_ in WRONG]
     no_toml = [content for content, *_ in NO_TOML if len(content) < 1_000]
     no_toml += [b"[limits]\n\nsessions = 9\xfd\x50\n", b"a = 0xf\xfd\x50\n", b"[limits]\nsessions = 0xf\xfd\x10\n"]
-    texts = [_shipped(), b"", b'a = """\nx\n"""\nb = 1\n', b"a = [\n1,\n# x\n2]\nlimits.x = 1\n", *wrong, *no_toml]
-    return (b"\1" + whole, *(b"\0" + text for text in texts))
+    texts = [
+        _shipped(),
+        b"  [limits]\nmax_age = inf\n",
+        b"",
+        b'a = """\nx\n"""\nb = 1\n',
+        b"a = [\n1,\n# x\n2]\nlimits.x = 1\n",
+        *wrong,
+        *no_toml,
+    ]
+    # Each wrong thing above the next one, below a login, and the shipped file up to each of its lines.
+    both = [above + below for above, below in pairwise(wrong)]
+    shipped = _shipped().splitlines(keepends=True)
+    begun = [b"".join(shipped[:length]) for length in range(1, len(shipped))]
+    return (b"\1" + whole, *(b"\0" + text for text in (*texts, *both, *begun)), *(b"\1" + text for text in wrong))
 
 
 TARGET = Target(

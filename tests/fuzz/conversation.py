@@ -155,6 +155,13 @@ TARGET = Target(
                 (b"550 a\r\n250 b\r\n354 c\r\n", 2, b"250 ok\r\n"),
             )
         ),
+        # All is well with a message; then, while a long content is on its way, this, and more of it behind its end.
+        *(
+            bytes([way, 15, 0, 15, 15, 15, 4, 16, len(said)]) + said + bytes([late, 2, 16, len(more)]) + more
+            for way in range(4)
+            for said, more in ((b"25", b"0 ok\r\n"), (b"250 ok\r\n", b""), (b"250-o", b"k\r\n250 ok\r\n"))
+            for late in (0, 1)
+        ),
         b"\4\xff\xff\x0f\xff\x0f\0\x0f\x06\x40",
     ),
     (b"250 ok\r\n", b"354 go\r\n", b"\r\n", b"\n", b"25", b"\xfe\x64", b"\xfd\x40", b"\x0f\x0f\x0f", b"\x02\x11"),

@@ -16,7 +16,7 @@ def path_of(name: str) -> Path:
 
 
 def load(name: str) -> list[bytes]:
-    """The inputs of the target ``name``."""
+    """The inputs that are stored for the target ``name``, beside those by hand."""
     path = path_of(name)
     return [base64.b85decode(line) for line in path.read_bytes().split()] if path.exists() else []
 

@@ -19,7 +19,7 @@ REPLIES = (
 )  # fmt: skip
 
 CAPABILITIES = (
-    b"250-mx.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 100000\r\n",
+    b"250-mx.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 10000000\r\n",
     b"250 mx.test\r\n",
     b"250-mx.test\r\n250-LIMITS RCPTMAX=1\r\n250 PIPELINING\r\n",
     b"250-mx.test\r\n250-STARTTLS\r\n250-PIPELINING\r\n250-CHUNKING\r\n250 ENHANCEDSTATUSCODES\r\n",
