@@ -25,9 +25,9 @@ MEMORY = 2_048
 START_AND_END = 120
 """Seconds that a process may take beside its time: to start, to replay the corpus, and to end."""
 
-FOR_A_SECOND = 20
+FOR_A_SECOND = 8
 """Inputs, any of those that are known, which an engine is given for each second that it has: it tries them all before
-it changes any, and the slowest targets are tried some fifty times a second."""
+it changes any, and the slowest targets are tried some fifty times a second, on a busy host twenty."""
 
 ROOT = Path(__file__).parent.parent.parent
 
