@@ -88,7 +88,10 @@ class Process(ProcessProtocol):
     def hears(self, wanted: Callable[[dict[str, Any]], Any]) -> Deferred[dict[str, Any]]:
         """Fires the next line that is ``wanted``."""
         heard: Deferred[dict[str, Any]] = Deferred()
-        self._awaited.append((wanted, heard))
+        if self.running:
+            self._awaited.append((wanted, heard))
+        else:
+            heard.errback(Failure(Ended(self.output.decode(errors="replace"))))
         return heard
 
     def does(self, do: str, answer: str | None, **arguments: Any) -> Deferred[dict[str, Any]]:
