@@ -301,8 +301,9 @@ class Round:
     # -- afterwards
 
     def _check_counts(self, *names: str, **more: int) -> None:
-        statistics = Outcome(self._cache.statistics()).value
-        counts = {name: statistics[name] for name in names} | more
+        asked = Outcome(self._cache.statistics())
+        self.reactor.run_until(lambda: asked.done, SETTLED)
+        counts = {name: asked.value[name] for name in names} | more
         left = {name: count for name, count in counts.items() if count}
         if left:
             self._ledger.wrong.append(f"round {self._seed}: left when all is over: {left}")

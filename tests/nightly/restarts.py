@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from twisted.internet.defer import Deferred, gatherResults
 
 from mailcache.testing import Fault
-from tests.nightly.ledger import figure
+from tests.nightly.figures import Report
 from tests.nightly.letters import accepted, label_for
 from tests.nightly.postal import PostalCase, run
 from tests.remote.processes import Process, until
@@ -61,7 +61,7 @@ class Restarts(PostalCase):
         self.settle(writers)
         self.assertEqual(self.ledger.deliveries, {"result": self.begun})
         self.assertGreater(server.connection_count, self.restarts, "each keeper has sessions of its own")
-        self.assertTrue(self.ledger.kept, "\n".join(self.ledger.lines()))
+        self.assertTrue(self.ledger.kept, str(self.ledger))
 
     async def flow(self, writer: Process) -> None:
         """Batch after batch, as long as there are letters to be sent."""
@@ -87,12 +87,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("one restart and one letter, at the least")
     case = Restarts()
     case.restarts, case.letters = options.restarts, options.letters
-    passed = run(case)
-    print(figure("restarts of the keeper", case.restarts))
-    print(figure("letters that went without a keeper", case.fallbacks))
-    for line in case.ledger.lines():
-        print(line)
-    return 0 if passed else 1
+    passed, report = run(case), Report()
+    report.say("restarts of the keeper", case.restarts)
+    report.exactly("sessions had without a keeper", case.fallbacks, 0)
+    case.ledger.tell(report)
+    return report.status if passed else 1
 
 
 if __name__ == "__main__":
