@@ -38,7 +38,7 @@ class Kept(Protocol):
     capabilities: Capabilities
     evidence: Evidence
     uses: int
-    kept: bool
+    reused: bool
     instead_of_tls: bool
     setup_seconds: float
 

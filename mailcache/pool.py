@@ -271,7 +271,7 @@ class Pool:
             return [self._evict(member, self._retired[member])]
         if member.max_uses is not None and session.uses >= member.max_uses:
             return [self._evict(member, "uses")]
-        session.kept = True  # by its borrower, who may have done nothing else with it
+        session.reused = True  # by its borrower, who may have done nothing else with it
         if not self._queues:
             return self._park(member, now)
         first = self._matching.first_served(member, now)
@@ -390,7 +390,7 @@ class Pool:
         if demand is not None and self._limits_of(destination).keep == "busy" and not demand.busy(destination):
             return [self._evict(member, "demand")]
         assert member.session is not None
-        member.session.kept = True
+        member.session.reused = True
         self._places.park(member, now)
         return []
 

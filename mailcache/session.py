@@ -28,7 +28,7 @@ class Session:
     """A session that is ready for MAIL FROM.
 
     :ivar uses: transactions begun on it.
-    :ivar kept: it has waited for somebody since it was opened, with or without a use.
+    :ivar reused: it may be dead by now: it has carried a message, or waited for somebody without a use.
     :ivar rset_due: the last transaction did not end cleanly, so that RSET precedes the next MAIL.
     :ivar on_cut: called with the `Cut` when the connection ends while no transaction is under way.
     :ivar verdict: why it was trusted when it was opened; each later borrower has a verdict of its own.
@@ -69,7 +69,7 @@ class Session:
             "cipher": evidence.cipher or "",
         }
         self.uses = 0
-        self.kept = False
+        self.reused = False
         self.rset_due = False
         self._holder: object = None
         self.on_cut: Callable[[Cut], None] = _nobody_listens
@@ -96,11 +96,6 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.id} to {self.peer}, {self._tls_summary or 'in clear'}, {self.uses} uses>"
-
-    @property
-    def reused(self) -> bool:
-        """Whether it may be dead by now, for it was not opened for whoever has it."""
-        return self.kept or self.uses > 0
 
     @property
     def reusable(self) -> bool:
@@ -141,7 +136,7 @@ class Session:
         commands = envelope.commands
         if envelope.dsn_commands is not None and self.capabilities.dsn:
             commands = envelope.dsn_commands
-        reused = self.reused
+        reused, self.reused = self.reused, True
         self.uses += 1
         self._content = source
         result: Deferred[DeliveryResult] = Deferred(self._cancelled)
@@ -241,6 +236,7 @@ class Session:
     def returned(self, uses: int, rset_due: bool) -> None:
         """Somebody else has had the conversation meanwhile, with so many uses."""
         self.uses += uses
+        self.reused = self.uses > 0 or self.reused
         self.rset_due = rset_due
         self.forget_last_reply()
 

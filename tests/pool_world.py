@@ -58,7 +58,7 @@ class FakeSession:
         self.instead_of_tls = instead_of_tls
         self.setup_seconds = 0.25
         self.uses = 0
-        self.kept = False
+        self.reused = False
 
 
 class World:

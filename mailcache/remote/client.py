@@ -345,7 +345,7 @@ class RemoteSessionCache:
             self._count_useless()
             return
         borrowed.granted(grant, asked.destination, self._now())
-        borrowed.session.kept = answer.get("kept") is not None
+        borrowed.session.reused = grant.uses > 0 or answer.get("kept") is not None
         self._endpoints[asked.destination] = borrowed.session.key.endpoint
         self._leased.add(borrowed)
         if asked.waiter is not None and asked.waiter.suits(borrowed) and self._waiting.remove(asked.waiter):
@@ -401,7 +401,7 @@ class RemoteSessionCache:
         if session.busy or not session.reusable:
             self.discarded(borrowed, session)
             return
-        session.kept = True
+        session.reused = True
         now = self._now()
         stays = borrowed in self._leased and not borrowed.wire.retiring and borrowed.may_stay(now, self._linger)
         if self._closing or not stays:

@@ -264,7 +264,7 @@ class Borrower(GuardedAMP):
         pair.lease_number = self._next_lease
         self._next_lease += 1
         left = None if lease.max_uses is None else max(0, lease.max_uses - session.uses)
-        if session.kept and not session.uses:
+        if session.reused and not session.uses:
             answer["kept"] = b"yes"
         answer["granted"] = Granted(pair.lease_number, pair.number, session.uses, left, session.rset_due).encode()
         return answer
