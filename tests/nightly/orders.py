@@ -6,6 +6,7 @@ traceback as "failed". The process ends when its standard input does, so none ou
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import sys
@@ -51,6 +52,11 @@ class Orders(LineOnlyReceiver):
     async def do_timers(self) -> int:
         """How many delayed calls are pending in the reactor."""
         return len(reactor.getDelayedCalls())
+
+    async def do_trim(self) -> bool:
+        """Collect what is of no use, and give back to the system what the allocator holds in reserve (glibc)."""
+        gc.collect()
+        return bool(ctypes.CDLL(None).malloc_trim(0))
 
     async def do_objects(self) -> dict[str, int]:
         """How many objects there are of each type of ours, after a full collection."""

@@ -2,8 +2,11 @@
 
 Borrowers, each a process, send at a steady rate to many destinations, which are addresses of loopback, in two
 namespaces. The servers stand in four processes, of which the last has no faults: how long deliveries to it take tells
-whether the keeper gets slower, as those to the others tell how long the faults hold them up. Before the load and behind
-it all borrowers leave and all sessions end by their age; what the keeper has then must be the same.
+whether the keeper gets slower, as those to the others tell how long the faults hold them up. Behind a warm-up, and
+again behind the load, all borrowers leave and all sessions end by their age; what the keeper has then must be the same.
+
+Memory is judged there, at rest, when the allocator has given back what it holds in reserve: while there is load it
+holds what was once needed, and how much that is grows for hours, by less and less.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from twisted.internet.task import deferLater
 
 from mailcache import Timeouts
 from tests.nightly.balance import Sent, balance, read_sent, read_taken
-from tests.nightly.figures import Drift, Report, Trend, drift, percentile, trend
+from tests.nightly.figures import Drift, Report, drift, percentile, trend
 from tests.nightly.stage import Memory, Stage, Told, addresses, command, memory_of
 from tests.remote.processes import descriptors, until
 
@@ -38,13 +41,16 @@ TIMEOUTS = dict.fromkeys(attrs.fields_dict(Timeouts), 2)
 """Seconds that a server may take: those that fall silent are noticed often."""
 
 PROMISED_SLOPE = 1.0
-"""KiB of resident memory for each 1,000 deliveries."""
+"""KiB of resident memory, at rest, for each 1,000 deliveries."""
 
-PROMISED_LATENCY_DRIFT, PROMISED_MEMORY_DRIFT = 0.10, 0.05
+RESERVE = 1024
+"""KiB that it may be more besides: pages that are in use for a few bytes each."""
+
+PROMISED_LATENCY_DRIFT, PROMISED_DRIFT = 0.10, 0.05
 """Of the first third, by the last."""
 
 WARM_UP = 0.2
-"""Share of the load that is not judged: until then sessions are as old as they get, and arenas as full."""
+"""Share of the time that comes first and is not judged: what is made at first use is made then."""
 
 SLICES = 10
 """Parts of a third, whose figures tell how much of a difference is noise."""
@@ -91,17 +97,20 @@ class Soak:
         await self._serve()
         self._keeper = keeper = await self._stage.keeper(LIMITS, TIMEOUTS)
         report.exactly("destinations that a message reached before the load", await self._visit("before"), self._count)
+        seconds = 60 * self._options.minutes
+        await self._load("warm-up", WARM_UP * seconds)
+        self._samples.clear()
+        self._objects.clear()
         before, had = await self._at_rest(), await keeper.do("objects")
-        began, ended = await self._load()
+        began, ended = await self._load("load", (1 - WARM_UP) * seconds)
         report.exactly("destinations that a message reached behind the load", await self._visit("behind"), self._count)
         after, has = await self._at_rest(), await keeper.do("objects")
 
         report.say("seconds of load", ended - began)
         await self._tell_balance()
-        warm = began + WARM_UP * (ended - began)
         if len(self._samples) >= ENOUGH:
-            self._tell_trends(warm, ended)
-            self._tell_latency(warm, ended)
+            self._tell_trends(began, ended)
+            self._tell_latency(began, ended)
         self._tell_rest(before, after, had, has)
         await self._stage.end_keeper(keeper)
         report.exactly("exit status of the keeper", keeper.status, 0)
@@ -136,11 +145,10 @@ class Soak:
         await sender.finish()
         return int(reached)
 
-    async def _load(self) -> tuple[float, float]:
-        """Send for as long as it is to be, and watch the keeper; gives when that began and ended."""
+    async def _load(self, label: str, seconds: float) -> tuple[float, float]:
+        """Send for so long, and watch the keeper; gives when that began and ended."""
         options, report = self._options, self._report
-        seconds = options.minutes * 60
-        senders = [await self._sender(f"load{number}") for number in range(options.borrowers)]
+        senders = [await self._sender(f"{label}{number}") for number in range(options.borrowers)]
         for number, server in enumerate(self._servers[:-1]):
             await server.do("chaos", rate=options.chaos, seed=options.seed + 1000 * number)
         began = time.monotonic()
@@ -157,14 +165,14 @@ class Soak:
         for server in self._servers:
             await server.do("calm")
         left_out = sum(count.get("left out", 0) for count in counts[1:])
-        report.say("messages left out, for too many were under way", left_out)
+        report.say(f"{label}: messages left out, for too many were under way", left_out)
         reasons: Counter[str] = Counter()
         for sender in senders:
             reasons.update(await sender.do("phases"))
             await sender.do("close")
             await sender.finish()
         for phase, count in reasons.most_common():
-            report.say(f"messages that failed in phase {phase!r}", count)
+            report.say(f"{label}: messages that failed in phase {phase!r}", count)
         return began, ended
 
     async def _sample_for(self, seconds: float) -> None:
@@ -198,6 +206,7 @@ class Soak:
         # Its ticker runs once more when there is nothing left.
         await deferLater(self._reactor, 1.0)
         now = await _steady(lambda: descriptors(pid))
+        await self._keeper.do("trim")
         return now, await self._keeper.do("timers"), memory_of(pid)
 
     async def _tell_balance(self) -> None:
@@ -218,7 +227,7 @@ class Soak:
         report = self._report
         seen = [each for each in self._samples if each.at >= since]
         hours = (until - since) / 3600
-        report.say("samples of the keeper, after a warm-up", len(seen))
+        report.say("samples of the keeper", len(seen))
         by_time: list[tuple[str, list[tuple[float, float]]]] = [
             ("resident memory, KiB", [(each.at / 3600, each.memory.rss) for each in seen]),
             ("share of memory (PSS), KiB", [(each.at / 3600, each.memory.pss) for each in seen]),
@@ -231,17 +240,12 @@ class Soak:
             mean = sum(value for _, value in points) / len(points)
             report.say(f"{name}, mean", mean)
             report.say(f"{name}, slope per hour", f"{found.slope:,.1f} +- {found.noise:,.1f}")
-            if "memory" not in name:
-                # What it would have risen by in all the time that was judged, of what there is.
-                rise, noise = found.slope * hours / max(mean, 1), found.noise * hours / max(mean, 1)
-                report.at_most(f"{name}, rise in the time judged as a share", rise, PROMISED_MEMORY_DRIFT, noise)
-        by_deliveries: Trend = trend([(each.deliveries / 1000, each.memory.rss) for each in seen])
-        report.at_most(
-            "resident memory, KiB per 1,000 deliveries", by_deliveries.slope, PROMISED_SLOPE, by_deliveries.noise
-        )
+            # What it would have risen by in all the time that was judged, of what there is.
+            rise, noise = found.slope * hours / max(mean, 1), found.noise * hours / max(mean, 1)
+            report.at_most(f"{name}, rise in the time judged as a share", rise, PROMISED_DRIFT, noise)
         third = len(seen) // 3
         rss: Drift = drift([s.memory.rss for s in seen[:third]], [s.memory.rss for s in seen[-third:]])
-        report.at_most("resident memory, last third to first", rss.share, PROMISED_MEMORY_DRIFT)
+        report.at_most("resident memory, last third to first", rss.share, PROMISED_DRIFT)
 
     def _tell_latency(self, since: float, until: float) -> None:
         report = self._report
@@ -273,8 +277,12 @@ class Soak:
         has: dict[str, int],
     ) -> None:
         report = self._report
+        deliveries = sum(each.label.startswith("load") for each in self._sent)
+        grown = after[2].rss - before[2].rss
         report.say("resident memory at rest before, KiB", before[2].rss)
         report.say("resident memory at rest behind, KiB", after[2].rss)
+        report.say("deliveries in between", deliveries)
+        report.at_most("resident memory at rest, KiB more", grown, PROMISED_SLOPE * deliveries / 1000 + RESERVE)
         report.exactly("descriptors at rest behind", after[0], before[0])
         report.exactly("timers at rest behind", after[1], before[1])
         more = {kind: has.get(kind, 0) - had.get(kind, 0) for kind in has if has[kind] > had.get(kind, 0)}

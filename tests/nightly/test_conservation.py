@@ -16,7 +16,7 @@ from tests.nightly.ledger import Ledger
 from tests.nightly.letters import letter
 
 SEED = "1"
-MEMORY = 20_000
+MEMORY = 10_000
 """Deliveries with the cache in memory."""
 KEEPER = 1_000
 """Deliveries through a keeper."""
