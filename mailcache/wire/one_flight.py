@@ -49,8 +49,7 @@ def allows(capabilities: Capabilities, last_reply: Reply | None, age: float) -> 
 
 
 def _to_an_address(reply: Reply) -> bool:
-    enhanced = reply.enhanced
-    return enhanced is not None and enhanced[1] == ADDRESS_STATUS
+    return any(subject == ADDRESS_STATUS for _, subject, _ in reply.statuses)
 
 
 class OneFlight(Transaction):

@@ -118,6 +118,22 @@ class Reply:
         return int(match[1]), int(match[2]), int(match[3])
 
     @property
+    def statuses(self) -> tuple[tuple[int, int, int], ...]:
+        """
+        The enhanced status codes of all lines that have one, as `enhanced` gives that of the first.
+
+        All lines should have the same (RFC 2034 section 4), and there are servers that write it to one of them only.
+        """
+        found = [_ENHANCED.match(line) for line in self.lines]
+        return tuple(
+            [
+                (int(match[1]), int(match[2]), int(match[3]))
+                for match in found
+                if match is not None and int(match[1]) == self.code // 100
+            ]
+        )
+
+    @property
     def positive(self) -> bool:
         """2yz: it is done."""
         return self.code < 300

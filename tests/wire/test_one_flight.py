@@ -61,8 +61,9 @@ class AllowedTests(SynchronousTestCase):
 
     def test_not_when_the_last_reply_was_of_another_kind(self) -> None:
         """An address's status where a content's is due."""
-        for last in ("2.1.0 sender ok", "2.1.5 recipient ok"):
-            self.assertFalse(allows(ALL, Reply.make(250, last), 0.0), last)
+        for last in (("2.1.0 sender ok",), ("2.1.5 recipient ok",), ("of two lines", "2.1.5 recipient ok")):
+            self.assertFalse(allows(ALL, Reply.make(250, *last), 0.0), last)
+        self.assertTrue(allows(ALL, Reply.make(250, "of two lines", "2.0.0 ok"), 0.0))
 
 
 class RepliesTests(SynchronousTestCase):
@@ -172,12 +173,12 @@ class RepliesTests(SynchronousTestCase):
 
     def test_a_reply_to_an_address_where_the_contents_is_due(self) -> None:
         """One reply was too many, and all behind it were counted for others: who is accepted nobody knows."""
-        for *codes, last, status in (
-            (250, 250, 250, 250, "2.1.5"), (250, 250, 250, 550, "5.1.1"), (451, 250, 250, 550, "5.1.1"),
-            (250, 550, 550, 250, "2.1.5"),
+        for *codes, last, texts in (
+            (250, 250, 250, 250, ("2.1.5",)), (250, 250, 250, 550, ("5.1.1",)), (451, 250, 250, 550, ("5.1.1",)),
+            (250, 550, 550, 250, ("2.1.5",)), (250, 250, 250, 250, ("more", "more", "2.1.5 ok")),
         ):  # fmt: skip
             ours = begin()
-            ours.replies([*map(Reply.make, codes), Reply.make(last, status)])
+            ours.replies([*map(Reply.make, codes), Reply.make(last, *texts)])
             self.assertEqual((ours.step, ours.decided, ours.doubtful), (CUT, False, True), (codes, last))
             self.assertEqual((ours.accepted, ours.rejected, ours.undecided), ([], {}, (ONE, TWO)), (codes, last))
 

@@ -306,6 +306,14 @@ class Replies(SynchronousTestCase):
             with self.subTest(code=code, text=text):
                 self.assertEqual(Reply.make(code, text, "2.9.9 b").enhanced, enhanced)
 
+    def test_enhanced_statuses_of_all_lines(self) -> None:
+        for texts, statuses in (
+            (("2.1.0 a", "2.1.5 b"), ((2, 1, 0), (2, 1, 5))),
+            (("a", "2.1.5 b", "c", "5.1.1 contradiction"), ((2, 1, 5),)),
+            (("a", "b"), ()),
+        ):
+            self.assertEqual(Reply.make(250, *texts).statuses, statuses)
+
     def test_text_is_one_printable_line(self) -> None:
         for raw, text in (
             (b"250-a\r\n250 b\r\n", "a; b"),
