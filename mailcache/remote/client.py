@@ -348,9 +348,11 @@ class RemoteSessionCache:
         borrowed.session.reused = grant.uses > 0 or answer.get("kept") is not None
         self._endpoints[asked.destination] = borrowed.session.key.endpoint
         self._leased.add(borrowed)
-        if asked.waiter is not None and asked.waiter.suits(borrowed) and self._waiting.remove(asked.waiter):
+        waiter = asked.waiter
+        # Only a fresh one is for him alone who has asked for it: of others whoever has waited longest has the first.
+        if waiter is not None and waiter.fresh and waiter.suits(borrowed) and self._waiting.remove(waiter):
             self._useless_grants = 0
-            asked.waiter.granted.callback(Lease(self, borrowed, borrowed.session))
+            waiter.granted.callback(Lease(self, borrowed, borrowed.session))
         elif self._offer(borrowed):
             self._useless_grants = 0
         else:

@@ -9,6 +9,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache import DeliveryResult, Limits, Timeouts, TLSPolicy
+from mailcache.envelope import Needs
 from mailcache.remote import commands
 from mailcache.remote.lending import Borrower
 from mailcache.remote.packed import Granted
@@ -57,6 +58,25 @@ class HandOnTests(SynchronousTestCase):
         self.assertLessEqual(calls[0], 11)
         counts = bed.statistics()
         self.assertEqual((counts["hits"], counts["handshakes"], counts["fallbacks"]), (99, 1, 0))
+
+    def test_who_has_waited_longest_has_what_was_asked_for_another(self) -> None:
+        """The request that stands for him may have run out, and be behind that of one who came later, with demands."""
+        bed = self.bed(limits=Limits(sessions_per_destination=1, wait_timeout=10))
+        lease = bed.finish(Outcome(bed.borrower().acquire(bed.destination)))
+        leaving = bed.acquire()
+        bed.reactor.run_for(5)
+        first = bed.acquire()
+        leaving.deferred.addErrback(lambda _: None)
+        leaving.deferred.cancel()  # of the two requests, the one that runs out sooner is left for him
+        bed.reactor.run_for(1)
+        second = bed.acquire(needs=Needs(size=400_000))
+        bed.reactor.run_for(5)
+        self.assertEqual((first.done, second.done), (False, False))
+        lease.release()
+        bed.reactor.run_for(0.1)
+        self.assertEqual((first.done, second.done), (True, False))
+        first.value.release()
+        bed.finish(second).release()
 
     def test_linger_is_bounded(self) -> None:
         """Who uses it goes on for 50 ms, who does not gives it back after 10: then another borrower has it."""
