@@ -33,6 +33,17 @@ def tell(**facts: Any) -> None:
     output.flush()
 
 
+class MallInfo(ctypes.Structure):
+    """What mallinfo2(3) gives."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+        )
+    )  # fmt: skip
+
+
 class Orders(LineOnlyReceiver):
     """Carries them out: "name" is the coroutine ``do_name`` of a subclass, whose result is the answer."""
 
@@ -53,10 +64,17 @@ class Orders(LineOnlyReceiver):
         """How many delayed calls are pending in the reactor."""
         return len(reactor.getDelayedCalls())
 
-    async def do_trim(self) -> bool:
-        """Collect what is of no use, and give back to the system what the allocator holds in reserve (glibc)."""
+    async def do_in_use(self) -> list[int]:
+        """What is in use of memory, whatever is held in reserve besides: Python's blocks, and bytes of glibc's heap.
+
+        What is in reserve is given back to the system first, as far as it can be.
+        """
         gc.collect()
-        return bool(ctypes.CDLL(None).malloc_trim(0))
+        library = ctypes.CDLL(None)
+        library.malloc_trim(0)
+        library.mallinfo2.restype = MallInfo
+        found = library.mallinfo2()
+        return [sys.getallocatedblocks(), found.uordblks + found.hblkhd]
 
     async def do_objects(self) -> dict[str, int]:
         """How many objects there are of each type of ours, after a full collection."""

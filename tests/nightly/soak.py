@@ -5,8 +5,8 @@ namespaces. The servers stand in four processes, of which the last has no faults
 whether the keeper gets slower, as those to the others tell how long the faults hold them up. Behind a warm-up, and
 again behind the load, all borrowers leave and all sessions end by their age; what the keeper has then must be the same.
 
-Memory is judged there, at rest, when the allocator has given back what it holds in reserve: while there is load it
-holds what was once needed, and how much that is grows for hours, by less and less.
+Memory is judged there, at rest, by what is in use: what allocators hold besides is as much as was needed at any time,
+and that grows for hours, by less and less.
 """
 
 from __future__ import annotations
@@ -41,16 +41,19 @@ TIMEOUTS = dict.fromkeys(attrs.fields_dict(Timeouts), 2)
 """Seconds that a server may take: those that fall silent are noticed often."""
 
 PROMISED_SLOPE = 1.0
-"""KiB of resident memory, at rest, for each 1,000 deliveries."""
+"""KiB of memory in use at rest for each 1,000 deliveries, and as many of Python's blocks, of 64 bytes or so."""
 
-RESERVE = 1024
-"""KiB that it may be more besides: pages that are in use for a few bytes each."""
+RESERVE = 64
+"""KiB, and blocks by tens, that it may be more besides: caches of a fixed size are a little fuller or emptier."""
 
 PROMISED_LATENCY_DRIFT, PROMISED_DRIFT = 0.10, 0.05
 """Of the first third, by the last."""
 
 WARM_UP = 0.2
 """Share of the time that comes first and is not judged: what is made at first use is made then."""
+
+RAMP = 0.25
+"""Share of the load behind it in which sessions become as many and as old as they get: trends are of the rest."""
 
 SLICES = 10
 """Parts of a third, whose figures tell how much of a difference is noise."""
@@ -77,6 +80,17 @@ class Sample:
     memory: Memory
     descriptors: int
     timers: int
+
+
+@attrs.frozen
+class Rest:
+    """What the keeper has when nobody borrows and all sessions have ended: ``heap`` is in bytes."""
+
+    descriptors: int
+    timers: int
+    memory: Memory
+    blocks: int
+    heap: int
 
 
 class Soak:
@@ -109,8 +123,9 @@ class Soak:
         report.say("seconds of load", ended - began)
         await self._tell_balance()
         if len(self._samples) >= ENOUGH:
-            self._tell_trends(began, ended)
-            self._tell_latency(began, ended)
+            steady = began + RAMP * (ended - began)
+            self._tell_trends(steady, ended)
+            self._tell_latency(steady, ended)
         self._tell_rest(before, after, had, has)
         await self._stage.end_keeper(keeper)
         report.exactly("exit status of the keeper", keeper.status, 0)
@@ -190,7 +205,7 @@ class Soak:
                 self._objects.append((now, sum((await self._keeper.do("objects")).values())))
             await deferLater(self._reactor, every)
 
-    async def _at_rest(self) -> tuple[int, int, Memory]:
+    async def _at_rest(self) -> Rest:
         """Nobody borrows, and all sessions have ended: descriptors, timers and memory of the keeper."""
         found: dict[str, Any] = {}
 
@@ -206,8 +221,8 @@ class Soak:
         # Its ticker runs once more when there is nothing left.
         await deferLater(self._reactor, 1.0)
         now = await _steady(lambda: descriptors(pid))
-        await self._keeper.do("trim")
-        return now, await self._keeper.do("timers"), memory_of(pid)
+        in_use = await self._keeper.do("in_use")
+        return Rest(now, await self._keeper.do("timers"), memory_of(pid), *in_use)
 
     async def _tell_balance(self) -> None:
         report, folder = self._report, self._stage.folder
@@ -271,20 +286,24 @@ class Soak:
 
     def _tell_rest(
         self,
-        before: tuple[int, int, Memory],
-        after: tuple[int, int, Memory],
+        before: Rest,
+        after: Rest,
         had: dict[str, int],
         has: dict[str, int],
     ) -> None:
         report = self._report
         deliveries = sum(each.label.startswith("load") for each in self._sent)
-        grown = after[2].rss - before[2].rss
-        report.say("resident memory at rest before, KiB", before[2].rss)
-        report.say("resident memory at rest behind, KiB", after[2].rss)
+        allowed = PROMISED_SLOPE * deliveries / 1000
+        report.say("resident memory at rest before, KiB", before.memory.rss)
+        report.say("resident memory at rest behind, KiB", after.memory.rss)
         report.say("deliveries in between", deliveries)
-        report.at_most("resident memory at rest, KiB more", grown, PROMISED_SLOPE * deliveries / 1000 + RESERVE)
-        report.exactly("descriptors at rest behind", after[0], before[0])
-        report.exactly("timers at rest behind", after[1], before[1])
+        more_heap = (after.heap - before.heap) / 1024
+        report.at_most(f"heap in use at rest, KiB more than {before.heap // 1024:,}", more_heap, allowed + RESERVE)
+        more_blocks = after.blocks - before.blocks
+        name = f"Python's blocks in use at rest, more than {before.blocks:,}"
+        report.at_most(name, more_blocks, allowed + 10 * RESERVE)
+        report.exactly("descriptors at rest behind", after.descriptors, before.descriptors)
+        report.exactly("timers at rest behind", after.timers, before.timers)
         more = {kind: has.get(kind, 0) - had.get(kind, 0) for kind in has if has[kind] > had.get(kind, 0)}
         report.exactly("objects of ours at rest behind, more than before", more, {})
 
