@@ -18,14 +18,13 @@ from tests.cache_worlds.servers import ENDPOINTS, HOUR, LOCAL, PLAIN, SECURE, SI
 from tests.cache_worlds.world import World
 
 SETTINGS = settings(
-    derandomize=False,
     deadline=None,
     database=None,
     print_blob=True,
     stateful_step_count=40,
     suppress_health_check=list(HealthCheck),
 )
-"""Each run tries other worlds; what it finds it prints with a blob that finds it again."""
+"""What is found is printed with a blob that finds it again. The profile says whether each run tries other worlds."""
 
 LIMITS = st.builds(
     Limits,
