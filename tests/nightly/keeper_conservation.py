@@ -128,15 +128,16 @@ class Conservation(PostalCase):
     # -- what happens
 
     async def things_happen(self) -> None:
+        happens = self.kill_writer  # the first time, so that no round is without a death
         while not self.over:
             then = self.told + self.chance.expovariate(1 / self.every)
             await until(lambda then=then: self.over or self.told >= then, 600)
+            if not self.over:
+                await happens()
             (happens,) = self.chance.choices(
                 (self.kill_writer, self.stop_writer, self.strike_idle, self.kill_keeper, self.relieve_keeper),
                 weights=(6, 4, 6, 1, 1),
             )
-            if not self.over:
-                await happens()
 
     @staticmethod
     def pause(seconds: float) -> Deferred[None]:
@@ -151,6 +152,7 @@ class Conservation(PostalCase):
         if writer is not None:
             self.happened["borrowers killed"] += 1
             writer.kill(signal.SIGKILL)
+            await writer.ended
 
     async def stop_writer(self) -> None:
         writer = self.some_writer()
@@ -181,7 +183,9 @@ class Conservation(PostalCase):
 
     async def finish(self) -> None:
         """All is back where it was; then both sides are compared."""
-        living = [writer for writer in self.writers if writer is not None]
+        last = [writer for writer in self.writers if writer is not None]
+        living = [writer for writer in last if writer.running]
+        self.dead += [writer for writer in last if not writer.running]  # killed when they had no more to send
         for writer in living:
             counts = (await writer.does("statistics", "statistics"))["statistics"]
             self.happened["sessions had without a keeper"] += counts["fallbacks"]
