@@ -10,8 +10,10 @@ from hypothesis.stateful import rule, run_state_machine_as_test
 from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache import Limits
+from mailcache.testing.faults import Fault
 from tests.cache_worlds.machine import LIMITS, SETTINGS, CacheMachine
-from tests.cache_worlds.servers import HASTY, TIMEOUTS
+from tests.cache_worlds.servers import HASTY, PLAIN, TIMEOUTS
+from tests.cache_worlds.world import BEHIND_REFUSED_RSET, World
 
 EXAMPLES = 150
 
@@ -31,3 +33,22 @@ class MemoryMachine(CacheMachine):
 class ModelTests(SynchronousTestCase):
     def test_the_promises_hold_in_random_worlds(self) -> None:
         run_state_machine_as_test(MemoryMachine, settings=settings(SETTINGS, max_examples=EXAMPLES))
+
+
+class RefusedResetTests(SynchronousTestCase):
+    """RSET, MAIL, RCPT and DATA go out together: where RSET is refused, they meet with the old transaction."""
+
+    def test_the_message_goes_over_another_session_and_nothing_into_the_old_transaction(self) -> None:
+        for kind in ("4xx", "5xx"):
+            with self.subTest(kind):
+                world = World(Limits(), 0.0, 0.5, 0.0)
+                server = world.servers[PLAIN]
+                world.deliver(0, "plain", refused=1)
+                world.pass_time(1.0)
+                server.arm(Fault("rset", kind))
+                world.deliver(0, "plain")
+                world.pass_time(1.0)
+                world.check()
+                self.assertEqual(server.violations, [f"connection 1: {BEHIND_REFUSED_RSET}"])
+                self.assertEqual([each.recipients for each in server.messages], [("to0.m2@to.test",)])
+                world.finish(abrupt=False)
