@@ -21,7 +21,7 @@ from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.interfaces import IRouter, ISession, ISessionCache
 from mailcache.lease import Lease
 from mailcache.limits import Limits, Timeouts, patience
-from mailcache.members import IDLE, LEASED, OPENING, Action, Close, Fail, Grant, Member, Open, Request
+from mailcache.members import IDLE, LEASED, NEVER, OPENING, Action, Close, Fail, Grant, Member, Open, Request
 from mailcache.opening import Opener, Proxy
 from mailcache.pool import Pool, closed_error
 from mailcache.result import DeliveryError
@@ -81,6 +81,9 @@ class MemorySessionCache:
         self._tokens = Tokens(reactor, self._timeouts.auth)
         self._timeouts_of: Callable[[Destination], Timeouts] | None = None
         self._connections: dict[Connection, Member] = {}
+        # Those that may have a deadline. Idle ones have none and leave this with the next tick, which costs nothing
+        # for them then, however many there are.
+        self._working: dict[Connection, Member] = {}
         self._openings: dict[Member, Deferred[Session]] = {}
         self._lookups: dict[Destination, Deferred[Route]] = {}
         self._granted: dict[Request, Deferred[ISession]] = {}
@@ -213,6 +216,10 @@ class MemorySessionCache:
     def _lease(self, member: Member, now: float) -> Lease:
         session = member.session
         assert isinstance(session, Session)
+        connection = session.connection
+        # One that was lost a moment ago has no deadline any more.
+        if connection in self._connections:
+            self._working[connection] = member
         if session.uses and session.evidence is not CLEAR:
             self._log_reuse(member, session, now)
         return Lease(self, member, session)
@@ -320,13 +327,16 @@ class MemorySessionCache:
             candidate.hop,
             candidate.key,
             candidate.requirement,
-            lambda connection: self._connections.__setitem__(connection, member),
+            lambda connection: self._connected(member, connection),
         )
         self._openings[member] = opening
         opening.addCallbacks(
             lambda session: self._opened(member, session), lambda failure: self._not_opened(member, failure)
         )
         opening.addErrback(self._surprised)
+
+    def _connected(self, member: Member, connection: Connection) -> None:
+        self._connections[connection] = self._working[connection] = member
 
     def _opened(self, member: Member, session: Session) -> None:
         self._openings.pop(member, None)
@@ -382,12 +392,16 @@ class MemorySessionCache:
         session = member.session
         assert isinstance(session, Session)
         self._log.debug("session {session} ended: {reason}", session=session.id, reason=reason)
+        connection = session.connection
+        if connection in self._connections:
+            self._working[connection] = member
         session.end()
 
     # -- connections -----------------------------------------------------------------------------------------------
 
     def _connection_gone(self, connection: Connection) -> None:
         member = self._connections.pop(connection, None)
+        self._working.pop(connection, None)
         if member is not None:
             if isinstance(member.session, Session):
                 for watcher in self._watchers:
@@ -401,10 +415,11 @@ class MemorySessionCache:
 
     def _tick(self) -> bool:
         now = self._now()
-        # What is late is found first: most of thousands never are, and what comes of one may change the others.
-        for connection in [each for each in self._connections if each.deadline <= now]:
+        for connection, member in tuple(self._working.items()):
             if connection.deadline <= now:
                 connection.expire()
+            elif connection.deadline == NEVER and member.state == IDLE:
+                self._working.pop(connection, None)
         self._carry_out(self._pool.tick(now))
         if self._close_deadline is not None and self._close_deadline <= now:
             for connection in list(self._connections):

@@ -8,7 +8,7 @@ from typing import Any
 
 from mailcache.destination import Destination, Endpoint, SessionKey
 from mailcache.limits import Limits
-from mailcache.members import CLOSING, IDLE, LEASED, OPENING, Member
+from mailcache.members import CLOSING, IDLE, LEASED, NEVER, OPENING, Member
 
 
 class Places:
@@ -28,6 +28,7 @@ class Places:
         self.closing: dict[Member, None] = {}
         self.openings = 0
         self.most = (0, 0, 0)
+        self._first_end = NEVER
         self._limits = limits
         self._limits_of: Callable[[Destination], Limits] | None = None
         self._at_destination: Counter[Destination] = Counter()
@@ -81,6 +82,16 @@ class Places:
                 return member
         return None
 
+    def overdue(self, now: float) -> list[Member]:
+        """The idle ones that were not used for too long or are too old. They are not looked at one by one before the
+        first can be."""
+        if now < self._first_end:
+            return []
+        overdue = [member for member in self.unused if member.idle_until <= now or member.expires_at <= now]
+        remaining = (min(member.idle_until, member.expires_at) for member in self.unused)
+        self._first_end = min((end for end in remaining if end > now), default=NEVER)
+        return overdue
+
     # -- changes -----------------------------------------------------------------------------------------------
 
     def add(self, member: Member) -> None:
@@ -114,6 +125,10 @@ class Places:
         member.idle_until = now + (limits.idle_timeout_mx if by_domain else limits.idle_timeout)
         member.state = IDLE
         self.unused[member] = None
+        if member.idle_until < self._first_end:
+            self._first_end = member.idle_until
+        if member.expires_at < self._first_end:
+            self._first_end = member.expires_at
         key = member.candidate.key
         idle = self.idle.get(key)
         if idle is None:

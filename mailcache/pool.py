@@ -340,7 +340,7 @@ class Pool:
     def tick(self, now: float) -> list[Action]:
         """What the time that has passed calls for."""
         actions: list[Action] = []
-        for member in [each for each in self._places.unused if each.expires_at <= now or each.idle_until <= now]:
+        for member in self._places.overdue(now):
             actions.append(self._evict(member, "age" if member.expires_at <= now else "idle"))
         for request in self._waiting.in_order():
             if self._is_stuck(request):

@@ -372,5 +372,5 @@ class World:
         assert not self.leaving
         for part in (self.pool._places, self.pool._waiting):
             for name, value in vars(part).items():
-                if name not in ("_limits", "_next", "most"):
+                if name not in ("_limits", "_next", "_first_end", "most"):
                     assert not value, (name, value)

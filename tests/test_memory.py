@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
@@ -266,6 +268,25 @@ class RouterTests(Memory, SynchronousTestCase):
             MemorySessionCache(MemoryReactor(), router=object())
 
 
+def instructions(call: Callable[[], object]) -> int:
+    """How many instructions of Python's are carried out for it."""
+    count = 0
+
+    def trace(frame: Any, event: str, _: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
 class ClockTests(Memory, SynchronousTestCase):
     def test_nothing_ticks_while_there_is_nothing_to_look_after(self) -> None:
         bed = self.bed(limits=Limits(idle_timeout=3))
@@ -275,6 +296,18 @@ class ClockTests(Memory, SynchronousTestCase):
         bed.reactor.run_for(4)
         self.assertEqual(bed.reactor.getDelayedCalls(), [])
         self.sent(bed)
+
+    def test_a_look_at_the_time_costs_the_same_however_many_sessions_are_idle(self) -> None:
+        costs = []
+        for idle in (1, 20):
+            bed = self.bed()
+            leases = [self.lease(bed) for _ in range(idle)]
+            for lease in leases:
+                lease.release()
+            self.assert_counts(bed, 0, idle, 0, 0)
+            bed.cache._tick()
+            costs.append(instructions(bed.cache._tick))
+        self.assertEqual(*costs)
 
     def test_settings_of_another_type_are_refused(self) -> None:
         for arguments in ({"limits": 5}, {"timeouts": {"mail": 5}}):

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 from mailcache import DeliveryError, Destination, Envelope, Limits, deliver, memory
 from mailcache.destination import Endpoint
 from mailcache.envelope import NO_NEEDS, Needs
-from mailcache.members import CLOSING, IDLE, LEASED, OPENING
+from mailcache.members import CLOSING, IDLE, LEASED, NEVER, OPENING
 from mailcache.testing import MemoryReactor
 from tests.cache_worlds.books import Birth, Book, WatchedMemory
 from tests.cache_worlds.callers import Call, Holding, Message, nothing
@@ -279,6 +279,9 @@ class World:
         sockets = len(cache._connections)
         if not known <= sockets <= known + states[OPENING]:
             self.complain(f"{cache.book.name} has {states}, and {sockets} sockets")
+        for connection in cache._connections:
+            if connection.deadline != NEVER and connection not in cache._working:
+                self.complain(f"{cache.book.name} has a connection with a deadline that it does not look at")
         book = cache.book
         leased = [member.session for member in cache._pool._places.members if member.state == LEASED]
         if any(session is None or session.id not in book.held for session in leased):
@@ -378,7 +381,14 @@ class World:
             counts = _counts(cache)
             assert not any(counts[name] for name in ("leased", "idle", "opening", "waiting")), counts
             assert cache._pool.empty
-            assert not (cache._granted or cache._openings or cache._lookups or cache._connections or cache._todo)
+            assert not (
+                cache._granted
+                or cache._openings
+                or cache._lookups
+                or cache._connections
+                or cache._working
+                or cache._todo
+            )
             assert not (cache.book.pending or cache.book.held), (cache.book.pending, cache.book.held)
         assert [server.open_count for server in self.servers.values()] == [0, 0, 0]
         assert self.reactor.getDelayedCalls() == [], self.reactor.getDelayedCalls()
