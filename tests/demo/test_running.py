@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -128,6 +129,8 @@ class CommandTests(SynchronousTestCase):
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
+            # As a terminal starts it: a shell has what runs in its background ignore Ctrl-C, and tests may run there.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.default_int_handler),
         )
         os.close(theirs)
         try:
