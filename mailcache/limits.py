@@ -95,3 +95,9 @@ class Timeouts:
     rset: float = attrs.field(default=20, validator=_seconds(0.001))
     quit: float = attrs.field(default=5, validator=_seconds(0.001))
     first_reply: float = attrs.field(default=20, validator=_seconds(0.001))
+
+    @property
+    def opening(self) -> float:
+        """Seconds that one server may take until a session with it is open: STARTTLS, EHLO behind it, and AUTH, which
+        has three replies at most."""
+        return self.connect + self.greeting + 2 * self.ehlo + self.starttls + 3 * self.auth

@@ -24,8 +24,8 @@ from mailcache.daemon.options import Options
 from mailcache.demand import BACK_TO_BACK
 from mailcache.memory import CLOSE_LIMIT
 from mailcache.misses import miss_reason
-from mailcache.remote.client import FALLBACK_LIMITS
 from mailcache.remote.codec import MAX_DESTINATION
+from mailcache.remote.fallback import FALLBACK_LIMITS
 from mailcache.remote.link import FIRST_PAUSE, LONGEST_PAUSE, PING_PATIENCE
 from mailcache.routing import health
 from mailcache.testing import Authority, Fault

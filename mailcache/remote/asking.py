@@ -23,7 +23,8 @@ from mailcache.remote.borrowed import Borrowed
 class Waiter:
     """Somebody who wants a session.
 
-    :ivar deadline: when he loses patience, where limits leave no place.
+    :ivar patience: seconds that he waits where limits leave no place.
+    :ivar deadline: when that is over.
     :ivar number: counts those who came.
     :ivar instead: what he waits for where there is no keeper.
     """
@@ -32,6 +33,7 @@ class Waiter:
     needs: Needs
     fresh: bool
     avoid: frozenset[Endpoint]
+    patience: float
     deadline: float
     granted: Deferred[ISession] = attrs.field(init=False)
     number: int = 0

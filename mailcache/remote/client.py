@@ -12,6 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from mailcache.choosing import MAX_ADDRESSES
 from mailcache.destination import Destination, Endpoint
 from mailcache.envelope import NO_NEEDS, Needs
 from mailcache.interfaces import IPairs, ISession, ISessionCache
@@ -20,16 +21,19 @@ from mailcache.limits import Limits, Timeouts, patience
 from mailcache.memory import MemorySessionCache
 from mailcache.pool import closed_error
 from mailcache.remote import codec, commands
+from mailcache.remote.adopted import Adopted
 from mailcache.remote.asking import Asked, Queue, Waiter, Waiting
 from mailcache.remote.borrowed import LINGER, Borrowed
 from mailcache.remote.calling import PING_PATIENCE, Wire
 from mailcache.remote.codec import MalformedError
 from mailcache.remote.counts import total
+from mailcache.remote.fallback import FALLBACK_LIMITS, Fallback
 from mailcache.remote.lingering import Lingering
 from mailcache.remote.link import Link
 from mailcache.remote.packed import Granted, Released, Wanted
 from mailcache.remote.pairs import SocketPairs
 from mailcache.result import DeliveryError
+from mailcache.routing.hosts import LOOKUP_LIMIT
 from mailcache.session import Session
 from mailcache.ticker import Ticker
 from mailcache.tokens import Tokens
@@ -47,9 +51,6 @@ MAX_USELESS_GRANTS = 1_000
 """Grants in a row of pairs that have ended, or of what nobody has asked for: as many as may be on their way at a time.
 A keeper that goes on so is none."""
 
-FALLBACK_LIMITS = Limits(sessions_per_destination=1, sessions_per_endpoint=1, idle_timeout=2, idle_timeout_mx=2)
-"""What is kept while there is no keeper: little, so that many borrowers without one do not crowd a server."""
-
 DEFAULT_FALLBACK: Any = object()
 
 
@@ -58,7 +59,9 @@ class RemoteSessionCache:
     """Sessions of a keeper process, shared with all its borrowers.
 
     :param endpoint: where the keeper listens: "unix:/run/mailcache/mailcache.sock".
-    :param timeouts: how long servers may take within a transaction.
+    :param timeouts: how long servers may take within a transaction. Five servers in a row, as many as are tried for one
+        request, each taking all the time that these allow, are what a keeper has until it must have answered; then the
+        fallback serves.
     :param fallback: an `ISessionCache` for while there is no keeper; by default a cache in memory with one session
         for each destination, kept briefly. ``None`` is for where a provider's limit is strict: deliveries fail then.
     :param wait_timeout: seconds to wait for a place where limits leave none.
@@ -90,19 +93,20 @@ class RemoteSessionCache:
         self._linger = linger
         self._pairs = pairs if pairs is not None else SocketPairs(reactor)
         self._now = clock if clock is not None else time.monotonic
+        self._answer_limit = LOOKUP_LIMIT + MAX_ADDRESSES * self._timeouts.opening
         if fallback is DEFAULT_FALLBACK:
             fallback = MemorySessionCache(reactor, FALLBACK_LIMITS, self._timeouts, clock=clock)
-        self._fallback = fallback
-        self._fallbacks = 0
+        self._fallback = Fallback(fallback)
         self._handed_on = 0
         self._useless_grants = 0
         self._link = Link(reactor, endpoint, self._pairs, self._now, self._linked, self._lost, self._retired)
         self._tokens = Tokens(reactor, self._timeouts.auth)
         self._waiting = Waiting()
-        self._borrowed: dict[int, Borrowed] = {}
+        self._adopted = Adopted(
+            self._pairs, self._timeouts, self._now, self._cut, lambda _borrowed: self._check_closed()
+        )
         self._leased: set[Borrowed] = set()
         self._lingering = Lingering()
-        self._open: set[Borrowed] = set()
         self._encoded: dict[Destination, bytes] = {}
         self._endpoints: dict[Destination, Endpoint] = {}
         self._ticker = Ticker(reactor, TICK, self._tick)
@@ -129,7 +133,7 @@ class RemoteSessionCache:
             # New tokens are noticed by the keeper, which knows nothing of suppliers.
             again = partial(self.acquire, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
             return self._tokens.with_token(destination, again)
-        waiter = Waiter(destination, needs, fresh, avoid, self._now() + waits)
+        waiter = Waiter(destination, needs, fresh, avoid, waits, self._now() + waits)
         waiter.granted = Deferred(lambda _: self._cancelled(waiter))
         if self._closing:
             waiter.granted.errback(Failure(closed_error()))
@@ -157,9 +161,7 @@ class RemoteSessionCache:
             keepers = self._link.call(commands.Statistics).addTimeout(PING_PATIENCE, self._reactor)
             keepers.addCallback(lambda answer: codec.decode_counts(answer["counts"]))
             parts.append(keepers.addErrback(lambda _: nothing))
-        if self._fallback is not None:
-            parts.append(self._fallback.statistics())
-        return gatherResults(parts).addCallback(self._sum)
+        return gatherResults(parts + self._fallback.statistics()).addCallback(self._sum)
 
     def _sum(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
         # What lingers is leased, as the keeper knows, and nobody uses it; who has not asked yet it does not know, nor
@@ -174,7 +176,7 @@ class RemoteSessionCache:
                 "waiting": 0 if self._link.up else len(self._waiting),
                 "hits": self._handed_on,
                 "handshakes": 0,
-                "fallbacks": self._fallbacks,
+                "fallbacks": self._fallback.served,
                 "misses": {},
                 "evictions": {},
             },
@@ -217,18 +219,7 @@ class RemoteSessionCache:
                 self._link.tell(commands.Withdraw, number=asked.number)
 
     def _fall_back(self, waiter: Waiter) -> None:
-        if self._fallback is None:
-            error = DeliveryError("the keeper can't be reached, and there is no fallback", phase="waiting")
-            waiter.granted.errback(Failure(error))
-            return
-        self._fallbacks += 1
-        self._log.warn("no keeper: a session with {destination} is had without it", destination=str(waiter.destination))
-        patience = max(0.0, waiter.deadline - self._now())
-        # An endpoint is avoided for what happened by way of the keeper, and that was its end as like as not.
-        waiter.instead = self._fallback.acquire(
-            waiter.destination, needs=waiter.needs, fresh=waiter.fresh, timeout=patience
-        )
-        waiter.instead.addCallbacks(waiter.granted.callback, waiter.granted.errback)
+        self._fallback.serve(waiter, self._now())
 
     # -- requests ----------------------------------------------------------------------------------------------
 
@@ -336,9 +327,11 @@ class RemoteSessionCache:
         self._link.lent()
         descriptor = answer.pop("descriptor", None)
         if descriptor is not None:
-            borrowed = self._meet(grant.pair, descriptor, answer.get("facts"), asked.destination)
+            wire = self._link.wire
+            assert wire is not None
+            borrowed = self._adopted.meet(wire, grant.pair, descriptor, answer.get("facts"), asked.destination)
         else:
-            borrowed = self._borrowed.get(grant.pair)
+            borrowed = self._adopted.numbered(grant.pair)
         if borrowed is None or borrowed.connection.ended:
             # It has ended while the grant was on its way.
             self._link.tell(commands.Release, released=Released(grant.lease, grant.pair, 0, 0, True).encode())
@@ -368,25 +361,6 @@ class RemoteSessionCache:
         self._useless_grants += 1
         if self._useless_grants > MAX_USELESS_GRANTS:
             raise MalformedError("grants that are of no use")
-
-    def _meet(self, number: int, descriptor: int, facts: bytes | None, destination: Destination) -> Borrowed | None:
-        """A session that was not borrowed before."""
-        try:
-            known = codec.decode_facts(facts if facts is not None else b"")
-        except MalformedError:
-            self._pairs.close(descriptor)
-            raise
-        wire = self._link.wire
-        assert wire is not None
-        borrowed = Borrowed(wire, number, known, destination, self._timeouts, self._now, self._cut, self._gone)
-        try:
-            self._pairs.adopt(descriptor, borrowed.connection)
-        except OSError as error:
-            self._log.warn("a pair can't be used: {error}", error=str(error))
-            return None
-        self._borrowed[number] = borrowed
-        self._open.add(borrowed)
-        return borrowed
 
     def _offer(self, borrowed: Borrowed) -> bool:
         """Give the session to whoever waits for it here."""
@@ -446,13 +420,6 @@ class RemoteSessionCache:
         if borrowed in self._lingering:
             self._return(borrowed, discard=True)
 
-    def _gone(self, borrowed: Borrowed) -> None:
-        """The pair is closed."""
-        self._open.discard(borrowed)
-        if self._borrowed.get(borrowed.number) is borrowed:
-            del self._borrowed[borrowed.number]
-        self._check_closed()
-
     # -- the link ----------------------------------------------------------------------------------------------
 
     def _linked(self) -> None:
@@ -465,7 +432,7 @@ class RemoteSessionCache:
     def _retired(self, wire: Wire) -> None:
         """The keeper lends no more: who waits is served by another, which may listen already."""
         self._waiting.forget_requests()
-        self._borrowed = {}
+        self._adopted.forget_numbers()
         for borrowed in self._lingering.all():
             self._return(borrowed)
         self._leave(wire)
@@ -477,14 +444,14 @@ class RemoteSessionCache:
     def _lost(self, wire: Wire | None) -> None:
         """The leases over ``wire`` are cut. If it was that of the keeper which lends, or none could be made, whoever
         waits is served without it; it is looked for again after a while."""
-        lent = [borrowed for borrowed in self._open if borrowed.wire is wire]
+        lent = self._adopted.over(wire) if wire is not None else []
         for borrowed in [each for each in self._leased if each.wire is wire]:
             self._leased.discard(borrowed)
             self._lingering.remove(borrowed)
         former = wire is not None and wire.retiring
         if not former:
             self._waiting.forget_requests()
-            self._borrowed = {}
+            self._adopted.forget_numbers()
         for borrowed in lent:
             borrowed.connection.cut("keeper", "the keeper is gone")
         if not former:
@@ -503,12 +470,23 @@ class RemoteSessionCache:
         for borrowed in list(self._leased):
             if borrowed.connection.deadline <= now:
                 borrowed.connection.expire()
+        self._give_up_waiting(now)
         busy = bool(self._leased or self._waiting)
         self._link.tick(now, busy)
         if self._closing and self._close_deadline <= now:
             for borrowed in list(self._leased):
                 self.discarded(borrowed, borrowed.session)
         return busy or self._link.pinging or self._link.leaving or self._closing
+
+    def _give_up_waiting(self, now: float) -> None:
+        """A keeper that lives and has never answered has lost sight of them."""
+        for waiter in [each for each in self._waiting.waiters() if each.deadline + self._answer_limit <= now]:
+            if self._waiting.remove(waiter):
+                self._log.error("the keeper has not answered for a session with {to}", to=str(waiter.destination))
+                self._withdraw_surplus()
+                # It was no limit that he has waited for.
+                waiter.deadline = now + waiter.patience
+                self._fall_back(waiter)
 
     def _tick_lingering(self) -> bool:
         for borrowed in self._lingering.due(self._now()):
@@ -521,14 +499,13 @@ class RemoteSessionCache:
             return
         if self._link.up:
             self._link.close()
-        elif self._link.down and not self._link.leaving and not self._open:
+        elif self._link.down and not self._link.leaving and not self._adopted:
             waiting, self._closed = self._closed, []
             self._ticker.stop()
             self._linger_ticker.stop()
-            ended: Deferred[Any] = self._fallback.close() if self._fallback is not None else succeed(None)
 
             def tell(_: object) -> None:
                 for closed in waiting:
                     closed.callback(None)
 
-            ended.addBoth(tell)
+            self._fallback.close().addBoth(tell)

@@ -7,8 +7,8 @@ from typing import Any
 from twisted.internet.interfaces import IListeningPort
 
 from mailcache import Destination, Limits
-from mailcache.remote.client import FALLBACK_LIMITS
 from mailcache.remote.configuration import Configuration
+from mailcache.remote.fallback import FALLBACK_LIMITS
 from mailcache.remote.keeper import Keeper
 from mailcache.remote.users import Permission
 from mailcache.testing import MemoryPairs
@@ -173,7 +173,7 @@ class KeeperWorld(World):
         super().check_nothing_is_left()
         for borrower in self.borrowers:
             assert not (borrower.book.pending or borrower.book.held), (borrower.book.pending, borrower.book.held)
-            assert not (borrower._waiting or borrower._leased or borrower._open or borrower._borrowed)
+            assert not (borrower._waiting or borrower._leased or borrower._adopted or borrower._adopted._numbered)
         for keeper in self.keepers:
             assert not keeper.borrowers
             assert not keeper._last_users

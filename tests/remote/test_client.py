@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -247,6 +248,26 @@ class WithoutKeeperTests(SynchronousTestCase):
         self.assertIsInstance(bed.deliver(), DeliveryResult)
         self.assertLess(bed.reactor.seconds() - began, 1.1)
         self.assertEqual(self.fallbacks(bed), 1)
+
+    def test_keeper_lives_and_never_answers(self) -> None:
+        """It has the time that five slow servers would take, and whoever waited is served without it."""
+        slow = Timeouts(connect=1, greeting=2, ehlo=3, starttls=4, auth=5)
+        bed = self.bed(timeouts=slow)
+
+        class Forgetful(Borrower):
+            @commands.Acquire.responder
+            def acquire(self, destination: bytes, wanted: bytes) -> Deferred[Any]:
+                return Deferred()
+
+        bed.keeper.buildProtocol = lambda addr: Forgetful(bed.keeper)  # type: ignore[method-assign]
+        began = bed.reactor.seconds()
+        outcomes = [bed.start(), bed.start()]
+        self.assertEqual([type(bed.finish(each)) for each in outcomes], [DeliveryResult] * 2)
+        took = bed.reactor.seconds() - began
+        limit = Limits().wait_timeout + 20 + 5 * (1 + 2 + 2 * 3 + 4 + 3 * 5)
+        self.assertTrue(limit <= took < limit + 0.3, took)
+        self.assertEqual((self.fallbacks(bed), bed.server.message_count), (2, 2))
+        self.assertEqual(len(self.flushLoggedErrors()), 0)
 
     def test_own_standstill_is_not_the_keepers(self) -> None:
         """Who was stopped for long finds the keeper's answer waiting, and goes on with it."""

@@ -286,7 +286,7 @@ class KeeperTests(MemoryTests):
 
     def all_of(self, bed: Any, lease: Any) -> list[Any]:
         (borrower,) = bed.keeper.borrowers
-        borrowed = list(bed.cache._borrowed.values())
+        borrowed = list(bed.cache._adopted._numbered.values())
         lent = list(borrower._lent.values())
         kept = [pair.session for pair in lent] + [pair.lease for pair in lent]
         self.assertTrue(borrowed and lent)

@@ -8,6 +8,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
@@ -32,8 +34,6 @@ class Sockets(TestCase):
     """Two messages over one connection, and QUIT."""
 
     def serve(self, **options: Any) -> SMTPServer:
-        from twisted.internet import reactor
-
         server = SMTPServer(reactor, **options)
         server.listen()
         self.addCleanup(server.close)
@@ -117,6 +117,7 @@ class Sockets(TestCase):
                 return client.recv(4096)
 
         server.restart()
+        await deferLater(reactor, 0)  # only then the port is closed
         with self.assertRaises(ConnectionRefusedError):
             await deferToThread(connect)
         self.assertEqual(server.port, port)
