@@ -187,6 +187,15 @@ class Waiting:
         self._numbers[asked.number] = queue.asked[asked.number] = asked
         return asked
 
+    def asker(self, asked: Asked) -> Waiter | None:
+        """Who is to hear what comes of ``asked``: whom it was for, or the first for whom just any session will do."""
+        queue = self._queues.get(asked.destination)
+        if queue is None or asked.withdrawn:
+            return None
+        if asked.waiter is not None:
+            return asked.waiter if asked.waiter in queue.waiters else None
+        return next(queue.plain(), None)
+
     def answered(self, asked: Asked) -> bool:
         """There is an answer to ``asked``; gives whether one was awaited."""
         queue = self._queues.get(asked.destination)

@@ -22,7 +22,7 @@ from mailcache.memory import MemorySessionCache
 from mailcache.pool import closed_error
 from mailcache.remote import codec, commands
 from mailcache.remote.adopted import Adopted
-from mailcache.remote.asking import Asked, Queue, Waiter, Waiting
+from mailcache.remote.asking import Asked, Waiter, Waiting
 from mailcache.remote.borrowed import LINGER, Borrowed
 from mailcache.remote.calling import PING_PATIENCE, Wire
 from mailcache.remote.codec import MalformedError
@@ -30,9 +30,9 @@ from mailcache.remote.counts import total
 from mailcache.remote.fallback import FALLBACK_LIMITS, Fallback
 from mailcache.remote.lingering import Lingering
 from mailcache.remote.link import Link
-from mailcache.remote.packed import Granted, Released, Wanted
+from mailcache.remote.packed import Granted, Released
 from mailcache.remote.pairs import SocketPairs
-from mailcache.result import DeliveryError
+from mailcache.remote.requesting import Requests
 from mailcache.routing.hosts import LOOKUP_LIMIT
 from mailcache.session import Session
 from mailcache.ticker import Ticker
@@ -44,8 +44,8 @@ TICK, LINGER_TICK = 0.1, 0.005
 CLOSE_LIMIT = 30.0
 """Seconds that `close` gives transactions under way."""
 
-MAX_ENCODED = 1_000
-"""Destinations whose bytes are remembered."""
+MAX_ENDPOINTS = 1_000
+"""Destinations of which it is remembered where their last session went."""
 
 MAX_USELESS_GRANTS = 1_000
 """Grants in a row of pairs that have ended, or of what nobody has asked for: as many as may be on their way at a time.
@@ -102,12 +102,14 @@ class RemoteSessionCache:
         self._link = Link(reactor, endpoint, self._pairs, self._now, self._linked, self._lost, self._retired)
         self._tokens = Tokens(reactor, self._timeouts.auth)
         self._waiting = Waiting()
+        self._requests = Requests(
+            self._link, self._waiting, self._pairs, self._now, self._granted, self._fall_back, self._check_closed
+        )
         self._adopted = Adopted(
             self._pairs, self._timeouts, self._now, self._cut, lambda _borrowed: self._check_closed()
         )
         self._leased: set[Borrowed] = set()
         self._lingering = Lingering()
-        self._encoded: dict[Destination, bytes] = {}
         self._endpoints: dict[Destination, Endpoint] = {}
         self._ticker = Ticker(reactor, TICK, self._tick)
         self._linger_ticker = Ticker(reactor, LINGER_TICK, self._tick_lingering)
@@ -150,7 +152,7 @@ class RemoteSessionCache:
         self._ticker.start()
         queue = self._waiting.add(waiter)
         if self._link.up:
-            self._ask(queue)
+            self._requests.ask(queue)
         return waiter.granted
 
     def statistics(self) -> Deferred[dict[str, Any]]:
@@ -194,7 +196,7 @@ class RemoteSessionCache:
             waiters = self._waiting.waiters()
             for waiter in waiters:
                 self._waiting.remove(waiter)
-            self._withdraw_surplus()
+            self._requests.withdraw_surplus()
             for borrowed in self._lingering.all():
                 self._return(borrowed)
             for waiter in waiters:
@@ -210,116 +212,10 @@ class RemoteSessionCache:
         if waiter.instead is not None:
             waiter.instead.cancel()
         elif self._waiting.remove(waiter):
-            self._withdraw_surplus()
-
-    def _withdraw_surplus(self) -> None:
-        for queue in self._waiting.queues():
-            for asked in queue.surplus():
-                asked.withdrawn = True
-                self._link.tell(commands.Withdraw, number=asked.number)
+            self._requests.withdraw_surplus()
 
     def _fall_back(self, waiter: Waiter) -> None:
         self._fallback.serve(waiter, self._now())
-
-    # -- requests ----------------------------------------------------------------------------------------------
-
-    def _ask(self, queue: Queue) -> None:
-        """See that there is a request for each who waits."""
-        for waiter in queue.unasked():
-            self._ask_for(waiter, queue)
-
-    def _ask_for(self, waiter: Waiter, queue: Queue) -> None:
-        try:
-            data = self._encode(waiter.destination)
-        except DeliveryError as error:
-            self._log.warn("{error}", error=str(error))
-            if self._waiting.remove(waiter):
-                self._fall_back(waiter)
-            return
-        asked = self._waiting.ask(waiter, queue)
-        patience = max(0.0, waiter.deadline - self._now())
-        wanted = Wanted(asked.number, waiter.needs, waiter.fresh, waiter.avoid, patience)
-        answer = self._link.call(commands.Acquire, destination=data, wanted=wanted.encode())
-        answer.addCallbacks(self._answered, self._faulted, (asked,), {}, (asked,))
-        answer.addErrback(lambda failure: self._log.failure("a defect in mailcache", failure))
-
-    def _ask_again(self, destination: Destination) -> None:
-        queue = self._waiting.queue(destination)
-        if queue is not None and self._link.up and not self._closing:
-            self._ask(queue)
-
-    def _encode(self, destination: Destination) -> bytes:
-        data = self._encoded.get(destination)
-        if data is None:
-            if len(self._encoded) >= MAX_ENCODED:
-                self._encoded.clear()
-                self._endpoints.clear()
-            data = self._encoded[destination] = codec.encode_destination(destination)
-        return data
-
-    def _answered(self, answer: dict[str, Any], asked: Asked) -> None:
-        wanted = self._waiting.answered(asked)
-        try:
-            if not wanted:
-                return
-            if answer.get("error") is not None:
-                self._refused(asked, codec.decode_error(answer["error"]))
-            elif answer.get("granted") is not None:
-                self._granted(asked, Granted.decode(answer["granted"]), answer)
-            else:
-                raise MalformedError("an answer without a grant or an error")
-        except MalformedError as error:
-            self._log.error("the keeper is not understood: {error}", error=str(error))
-            self._link.abort()
-        finally:
-            # One that was taken is there no more.
-            descriptor = answer.pop("descriptor", None)
-            if descriptor is not None:
-                self._pairs.close(descriptor)
-        self._ask_again(asked.destination)
-        self._check_closed()
-
-    def _asker(self, asked: Asked) -> Waiter | None:
-        """Who is to hear of it: whom it was for, or the first for whom just any session will do."""
-        queue = self._waiting.queue(asked.destination)
-        if queue is None or asked.withdrawn:
-            return None
-        if asked.waiter is not None:
-            return asked.waiter if asked.waiter in queue.waiters else None
-        return next(queue.plain(), None)
-
-    def _refused(self, asked: Asked, error: DeliveryError) -> None:
-        waiter = self._asker(asked)
-        if waiter is None:
-            return
-        if error.phase == "waiting" and asked.waiter is None:
-            queue = self._waiting.queue(asked.destination)
-            assert queue is not None
-            soon = self._now() + TICK
-            if asked.deadline > soon:
-                # There is no place even to wait: whoever came last has none.
-                *_, waiter = queue.plain()
-            else:
-                waiter = min(queue.plain(), key=lambda each: each.deadline)
-                if waiter.deadline > soon:
-                    return  # He for whom it was asked would have lost patience; this one came later: ask again.
-        self._waiting.remove(waiter)
-        waiter.granted.errback(Failure(error))
-
-    def _faulted(self, failure: Failure, asked: Asked) -> None:
-        """The keeper is gone, or can't for a reason of its own: never the caller's affair."""
-        if failure.check(commands.KeeperFault):
-            self._log.warn("the keeper could not lend a session: {why}", why=failure.getErrorMessage())
-        waiter = self._asker(asked)
-        if not self._waiting.answered(asked):
-            return
-        wire = self._link.wire
-        if failure.check(commands.KeeperRetiring) and wire is not None:
-            wire.retire()
-            return
-        if waiter is not None and self._waiting.remove(waiter):
-            self._fall_back(waiter)
-        self._check_closed()
 
     # -- leases ------------------------------------------------------------------------------------------------
 
@@ -339,6 +235,8 @@ class RemoteSessionCache:
             return
         borrowed.granted(grant, asked.destination, self._now())
         borrowed.session.reused = grant.uses > 0 or answer.get("kept") is not None
+        if len(self._endpoints) >= MAX_ENDPOINTS and asked.destination not in self._endpoints:
+            self._endpoints.clear()
         self._endpoints[asked.destination] = borrowed.session.key.endpoint
         self._leased.add(borrowed)
         waiter = asked.waiter
@@ -350,7 +248,7 @@ class RemoteSessionCache:
             self._useless_grants = 0
         else:
             self._return(borrowed)
-            if self._asker(asked) is not None:
+            if self._waiting.asker(asked) is not None:
                 self._count_useless()
 
     def _count_useless(self) -> None:
@@ -426,8 +324,7 @@ class RemoteSessionCache:
         if self._closing:
             self._check_closed()
             return
-        for waiter, queue in self._waiting.unasked():
-            self._ask_for(waiter, queue)
+        self._requests.ask_for_all()
 
     def _retired(self, wire: Wire) -> None:
         """The keeper lends no more: who waits is served by another, which may listen already."""
@@ -483,7 +380,7 @@ class RemoteSessionCache:
         for waiter in [each for each in self._waiting.waiters() if each.deadline + self._answer_limit <= now]:
             if self._waiting.remove(waiter):
                 self._log.error("the keeper has not answered for a session with {to}", to=str(waiter.destination))
-                self._withdraw_surplus()
+                self._requests.withdraw_surplus()
                 # It was no limit that he has waited for.
                 waiter.deadline = now + waiter.patience
                 self._fall_back(waiter)
@@ -491,7 +388,7 @@ class RemoteSessionCache:
     def _tick_lingering(self) -> bool:
         for borrowed in self._lingering.due(self._now()):
             self._return(borrowed)
-        self._withdraw_surplus()
+        self._requests.withdraw_surplus()
         return bool(self._lingering)
 
     def _check_closed(self) -> None:
