@@ -78,8 +78,8 @@ class Limits:
 class Timeouts:
     """Seconds that the peer may take, for each reply as a whole (RFC 5321 4.5.3.2).
 
-    ``content`` is the longest time without progress while content is written; ``starttls`` covers the reply
-    and the handshake; ``first_reply`` is awaited on a reused session before it counts as dead.
+    ``content`` is the longest time without progress while content is written; ``starttls`` is for the reply, and
+    for the handshake behind it; ``first_reply`` is awaited on a reused session before it counts as dead.
     """
 
     connect: float = attrs.field(default=30, validator=_seconds(0.001))
@@ -98,6 +98,6 @@ class Timeouts:
 
     @property
     def opening(self) -> float:
-        """Seconds that one server may take until a session with it is open: STARTTLS, EHLO behind it, and AUTH, which
-        has three replies at most."""
-        return self.connect + self.greeting + 2 * self.ehlo + self.starttls + 3 * self.auth
+        """Seconds that one server may take until a session with it is open: EHLO twice, STARTTLS and the handshake,
+        AUTH, which has three replies at most."""
+        return self.connect + self.greeting + 2 * self.ehlo + 2 * self.starttls + 3 * self.auth

@@ -83,8 +83,10 @@ class Places:
         return None
 
     def overdue(self, now: float) -> list[Member]:
-        """The idle ones that were not used for too long or are too old. They are not looked at one by one before the
-        first can be."""
+        """The idle ones that were not used for too long or are too old; whoever calls this ends them all.
+
+        They are not looked at one by one before the first can be.
+        """
         if now < self._first_end:
             return []
         overdue = [member for member in self.unused if member.idle_until <= now or member.expires_at <= now]

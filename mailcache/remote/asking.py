@@ -25,6 +25,7 @@ class Waiter:
 
     :ivar patience: seconds that he waits where limits leave no place.
     :ivar deadline: when that is over.
+    :ivar answer_by: when a keeper that goes on without an answer for him has lost sight of him.
     :ivar number: counts those who came.
     :ivar instead: what he waits for where there is no keeper.
     """
@@ -35,6 +36,7 @@ class Waiter:
     avoid: frozenset[Endpoint]
     patience: float
     deadline: float
+    answer_by: float
     granted: Deferred[ISession] = attrs.field(init=False)
     number: int = 0
     instead: Deferred[ISession] | None = None
@@ -67,12 +69,14 @@ class Asked:
 
     :ivar waiter: for whom it is; ``None`` if for anybody who will take just any session of ``destination``.
     :ivar deadline: until when the keeper was asked to wait for a place.
+    :ivar answer_by: when it must have answered.
     """
 
     number: int
     destination: Destination
     waiter: Waiter | None
     deadline: float
+    answer_by: float
     withdrawn: bool = False
 
 
@@ -182,7 +186,8 @@ class Waiting:
 
     def ask(self, waiter: Waiter, queue: Queue) -> Asked:
         """A request for ``waiter``, or for just any who waits as it does."""
-        asked = Asked(self._next, waiter.destination, waiter if waiter.particular else None, waiter.deadline)
+        whom = waiter if waiter.particular else None
+        asked = Asked(self._next, waiter.destination, whom, waiter.deadline, waiter.answer_by)
         self._next += 1
         self._numbers[asked.number] = queue.asked[asked.number] = asked
         return asked

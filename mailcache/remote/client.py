@@ -59,9 +59,9 @@ class RemoteSessionCache:
     """Sessions of a keeper process, shared with all its borrowers.
 
     :param endpoint: where the keeper listens: "unix:/run/mailcache/mailcache.sock".
-    :param timeouts: how long servers may take within a transaction. Five servers in a row, as many as are tried for one
-        request, each taking all the time that these allow, are what a keeper has until it must have answered; then the
-        fallback serves.
+    :param timeouts: how long servers may take within a transaction. A keeper must have answered when five servers in a
+        row, as many as are tried for one request, could have taken all the time that these allow; then the fallback
+        serves.
     :param fallback: an `ISessionCache` for while there is no keeper; by default a cache in memory with one session
         for each destination, kept briefly. ``None`` is for where a provider's limit is strict: deliveries fail then.
     :param wait_timeout: seconds to wait for a place where limits leave none.
@@ -93,7 +93,6 @@ class RemoteSessionCache:
         self._linger = linger
         self._pairs = pairs if pairs is not None else SocketPairs(reactor)
         self._now = clock if clock is not None else time.monotonic
-        self._answer_limit = LOOKUP_LIMIT + MAX_ADDRESSES * self._timeouts.opening
         if fallback is DEFAULT_FALLBACK:
             fallback = MemorySessionCache(reactor, FALLBACK_LIMITS, self._timeouts, clock=clock)
         self._fallback = Fallback(fallback)
@@ -135,7 +134,10 @@ class RemoteSessionCache:
             # New tokens are noticed by the keeper, which knows nothing of suppliers.
             again = partial(self.acquire, needs=needs, fresh=fresh, avoid=avoid, timeout=timeout)
             return self._tokens.with_token(destination, again)
-        waiter = Waiter(destination, needs, fresh, avoid, waits, self._now() + waits)
+        deadline = self._now() + waits
+        # Behind each server that can't be had he may wait for a place again.
+        answer_by = deadline + LOOKUP_LIMIT + MAX_ADDRESSES * (self._timeouts.opening + waits)
+        waiter = Waiter(destination, needs, fresh, avoid, waits, deadline, answer_by)
         waiter.granted = Deferred(lambda _: self._cancelled(waiter))
         if self._closing:
             waiter.granted.errback(Failure(closed_error()))
@@ -368,7 +370,7 @@ class RemoteSessionCache:
             if borrowed.connection.deadline <= now:
                 borrowed.connection.expire()
         self._give_up_waiting(now)
-        busy = bool(self._leased or self._waiting)
+        busy = bool(self._leased) or len(self._waiting) > 0
         self._link.tick(now, busy)
         if self._closing and self._close_deadline <= now:
             for borrowed in list(self._leased):
@@ -376,14 +378,19 @@ class RemoteSessionCache:
         return busy or self._link.pinging or self._link.leaving or self._closing
 
     def _give_up_waiting(self, now: float) -> None:
-        """A keeper that lives and has never answered has lost sight of them."""
-        for waiter in [each for each in self._waiting.waiters() if each.deadline + self._answer_limit <= now]:
+        """A keeper that lives and has never answered has lost sight of who waits."""
+        late = [waiter for waiter in self._waiting.waiters() if waiter.answer_by <= now]
+        if not late:
+            return
+        self._requests.withdraw_lost()
+        for waiter in late:
             if self._waiting.remove(waiter):
                 self._log.error("the keeper has not answered for a session with {to}", to=str(waiter.destination))
-                self._requests.withdraw_surplus()
                 # It was no limit that he has waited for.
                 waiter.deadline = now + waiter.patience
                 self._fall_back(waiter)
+        if self._link.up:
+            self._requests.ask_for_all()
 
     def _tick_lingering(self) -> bool:
         for borrowed in self._lingering.due(self._now()):

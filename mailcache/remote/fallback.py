@@ -32,11 +32,11 @@ class Fallback:
     def serve(self, waiter: Waiter, now: float) -> None:
         """Give ``waiter`` a session without a keeper."""
         if self._cache is None:
-            error = DeliveryError("the keeper can't be reached, and there is no fallback", phase="waiting")
+            error = DeliveryError("no keeper has served it, and there is no fallback", phase="waiting")
             waiter.granted.errback(Failure(error))
             return
         self.served += 1
-        self._log.warn("no keeper: a session with {destination} is had without it", destination=str(waiter.destination))
+        self._log.warn("a session with {destination} is had without a keeper", destination=str(waiter.destination))
         # An endpoint is avoided for what happened by way of the keeper, and that was its end as like as not.
         waiter.instead = self._cache.acquire(
             waiter.destination, needs=waiter.needs, fresh=waiter.fresh, timeout=max(0.0, waiter.deadline - now)

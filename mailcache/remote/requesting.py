@@ -28,10 +28,10 @@ class Requests:
     """The requests to the keeper: one for each who waits, as long as the link stands.
 
     :param now: gives monotonic seconds.
-    :param granted: called with the request, the grant and all of the answer, of which it may take the descriptor;
+    :param on_granted: called with the request, the grant and all of the answer, of which it may take the descriptor;
         raises `MalformedError` if that makes no sense.
-    :param unserved: called with one whom the keeper can't serve, and who waits no more.
-    :param answered: called when an answer was dealt with.
+    :param on_unserved: called with one whom the keeper can't serve, and who waits no more.
+    :param on_answered: called when an answer was dealt with.
     """
 
     _log = Logger()
@@ -42,17 +42,17 @@ class Requests:
         waiting: Waiting,
         pairs: IPairs,
         now: Callable[[], float],
-        granted: Callable[[Asked, Granted, dict[str, Any]], None],
-        unserved: Callable[[Waiter], None],
-        answered: Callable[[], None],
+        on_granted: Callable[[Asked, Granted, dict[str, Any]], None],
+        on_unserved: Callable[[Waiter], None],
+        on_answered: Callable[[], None],
     ) -> None:
         self._link = link
         self._waiting = waiting
         self._pairs = pairs
         self._now = now
-        self._granted = granted
-        self._unserved = unserved
-        self._on_answered = answered
+        self._on_granted = on_granted
+        self._on_unserved = on_unserved
+        self._on_answered = on_answered
         self._encoded: dict[Destination, bytes] = {}
 
     def ask(self, queue: Queue) -> None:
@@ -69,8 +69,19 @@ class Requests:
         """Take back what nobody needs any more."""
         for queue in self._waiting.queues():
             for asked in queue.surplus():
-                asked.withdrawn = True
-                self._link.tell(commands.Withdraw, number=asked.number)
+                self._withdraw(asked)
+
+    def withdraw_lost(self) -> None:
+        """Take back what the keeper should have answered by now: nobody can count on it any more."""
+        now = self._now()
+        for queue in self._waiting.queues():
+            for asked in queue.asked.values():
+                if asked.answer_by <= now and not asked.withdrawn:
+                    self._withdraw(asked)
+
+    def _withdraw(self, asked: Asked) -> None:
+        asked.withdrawn = True
+        self._link.tell(commands.Withdraw, number=asked.number)
 
     def _ask_for(self, waiter: Waiter, queue: Queue) -> None:
         try:
@@ -78,7 +89,7 @@ class Requests:
         except DeliveryError as error:
             self._log.warn("{error}", error=str(error))
             if self._waiting.remove(waiter):
-                self._unserved(waiter)
+                self._on_unserved(waiter)
             return
         asked = self._waiting.ask(waiter, queue)
         patience = max(0.0, waiter.deadline - self._now())
@@ -103,7 +114,7 @@ class Requests:
             if answer.get("error") is not None:
                 self._refused(asked, codec.decode_error(answer["error"]))
             elif answer.get("granted") is not None:
-                self._granted(asked, Granted.decode(answer["granted"]), answer)
+                self._on_granted(asked, Granted.decode(answer["granted"]), answer)
             else:
                 raise MalformedError("an answer without a grant or an error")
         except MalformedError as error:
@@ -149,5 +160,5 @@ class Requests:
             wire.retire()
             return
         if waiter is not None and self._waiting.remove(waiter):
-            self._unserved(waiter)
+            self._on_unserved(waiter)
         self._on_answered()

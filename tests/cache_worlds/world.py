@@ -282,6 +282,8 @@ class World:
         for connection in cache._connections:
             if connection.deadline != NEVER and connection not in cache._working:
                 self.complain(f"{cache.book.name} has a connection with a deadline that it does not look at")
+        if not cache._working.keys() <= cache._connections.keys():
+            self.complain(f"{cache.book.name} looks at connections that are gone")
         book = cache.book
         leased = [member.session for member in cache._pool._places.members if member.state == LEASED]
         if any(session is None or session.id not in book.held for session in leased):

@@ -83,7 +83,7 @@ class DeathTests(ProcessCase):
         await until(lambda: server.message_count > 20, 20)
         keeper.kill(signal.SIGSTOP)
         stood_at = len(borrower.heard)
-        await until(lambda: len(borrower.heard) > stood_at + 20, 4)
+        await until(lambda: len(borrower.heard) > stood_at + 20, 8)
         keeper.kill(signal.SIGCONT)
         await sending
         self.check_outcomes([borrower], 200)
