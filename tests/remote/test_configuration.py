@@ -144,7 +144,7 @@ class AccessTests(Case):
         texts = self.logged()
         error = bed.mail(uid)
         self.assertIsInstance(error, DeliveryError)
-        self.assertIn("keeper can't be reached", str(error))
+        self.assertIn("no keeper has served it", str(error))
         self.assertNotIn(uid, {borrower.uid for borrower in bed.keeper.borrowers})
         said = [text for text in texts if f"user {uid}" in text]
         self.assertIn("[access]", said[0])
@@ -541,7 +541,7 @@ class ReloadTests(Case):
         self.assertIsInstance(bed.finish(bed.send(lease)), DeliveryResult)
         lease.release()
         bed.reactor.run_for(0.1)
-        self.assertIn("can't be reached", str(bed.mail(EVE)))
+        self.assertIn("no keeper has served it", str(bed.mail(EVE)))
         self.assertIsInstance(bed.mail(ANN), DeliveryResult)
         self.assertEqual(bed.server.connection_count, 2)
 
