@@ -145,6 +145,20 @@ class Verdicts(Case):
             self.assertEqual(bed.server.message_count, 0)
             self.end(bed)
 
+    def test_a_refusal_that_crosses_mail_on_its_way_is_none(self) -> None:
+        """The server has said it into an idle session; the message goes out on another, whatever comes behind it."""
+        for kind in ("4xx", "5xx"):
+            for point, fault in ((None, ""), ("mail", "rst"), ("rcpt", "rst"), ("rcpt", "garbage"), ("data", "rst")):
+                faults = [Fault("idle", kind)] + ([Fault(point, fault, transaction=2)] if point else [])
+                bed = Bed(latency=0.1, faults=faults)
+                self.sent(bed)
+                outcome = bed.start(recipients=[B, C])
+                bed.server.strike_idle()
+                with self.subTest(kind=kind, point=point, fault=fault):
+                    self.assertEqual(self.codes(bed.finish(outcome)), ((B, C), {}, 250))
+                    self.assertEqual((bed.server.message_count, bed.server.connection_count), (2, 2))
+                self.end(bed)
+
     def test_behind_the_content_a_reply_too_many_costs_the_session_alone(self) -> None:
         bed = Bed(server={"verdict": at(dot={"a@example.com": b"250 ok\r\n250 ok"})})
         self.sent(bed)

@@ -163,6 +163,21 @@ class EndingTests(Case):
                     self.check(outcome, bed, UncertainDelivery, taken, 1)
                     self.assertEqual((outcome.accepted, outcome.rejected, outcome.undecided), ((), {}, everybody))
 
+    def test_a_refusal_that_crosses_the_message_is_none_of_it(self) -> None:
+        """The server says something into the idle session, and then has the message: it may take that."""
+        everybody = ("b@example.com", "c@example.com")
+        for kind in ("4xx", "5xx"):
+            for struck in (None, "mail", "rcpt", "after_dot"):
+                for fault in ("rst", "silence", "garbage") if struck else ("",):
+                    faults = [Fault("idle", kind)] + ([Fault(struck, fault, transaction=2)] if struck else [])
+                    bed = self.bed(*faults, latency=0.1)
+                    outcome = bed.start(recipients=everybody)
+                    bed.server.strike_idle()
+                    told = bed.finish(outcome)
+                    with self.subTest(kind=kind, struck=struck, fault=fault):
+                        self.check(told, bed, UncertainDelivery, min(1, bed.server.message_count - 1), 1)
+                        self.assertEqual((told.accepted, told.rejected, told.undecided), ((), {}, everybody))
+
     def test_closing_replies_to_commands_leave_none(self) -> None:
         """421: the server reads no more. It goes once more, on a fresh session."""
         for point in ("mail", "rcpt"):

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from mailcache.connection import Connection
-from mailcache.remote.watch import CUT, HOLD, Watch
+from mailcache.remote.watch import CUT, HOLD, LAST_WORD, Watch
 from mailcache.writing import Writer
 
 BORROWERS_TURN = 60.0
@@ -172,6 +172,9 @@ class Relay(Protocol):
         self.received += len(data)
         self._writer.write(data)
         self._moved()
+        if todo == LAST_WORD:
+            assert self._connection is not None
+            self._connection.cut("unsolicited", "it was refused before the end of content")
 
     def stream_ended(self) -> None:
         """The connection has ended: so does the pair, behind what was relayed."""

@@ -22,8 +22,9 @@ _END = b"\r\n.\r\n"
 _MAIL, _RCPT, _DATA, _RSET, _DOT, _LAST, _OTHER = range(7)
 _KINDS = {b"MAIL": _MAIL, b"RCPT": _RCPT, b"DATA": _DATA, b"RSET": _RSET, b"NOOP": _OTHER, b"VRFY": _OTHER}
 
-PASS, HOLD, CUT = "pass", "hold", "cut"
-"""What is to be done with bytes of the server: hand them on; keep them back; or end the session instead."""
+PASS, HOLD, CUT, LAST_WORD = "pass", "hold", "cut", "last word"
+"""What is to be done with bytes of the server: hand them on; keep them back; end the session instead; or hand them on
+and end the session behind them."""
 
 
 class Watch:
@@ -143,7 +144,7 @@ class Watch:
                 break
             if self._chunk and self._owed[0] == _LAST:
                 self._spoil("a reply came before the end of content")
-                return PASS if reply.negative else CUT
+                return LAST_WORD if reply.negative else CUT
             self._answered(self._owed.popleft(), reply)
         if self._parser.error is not None:
             self._spoil("what came is no reply")
@@ -154,11 +155,12 @@ class Watch:
         return PASS
 
     def _early(self, replies: list[Reply]) -> str:
-        """A refusal may come before the end of content; anything else would be taken for the reply to that."""
+        """A refusal may come before the end of content, which the server must not see then; anything else would be
+        taken for the reply to that."""
         if self._parser.error is None and not replies:
             return HOLD
         self._spoil("a reply came before the end of content")
-        return PASS if replies and replies[0].negative else CUT
+        return LAST_WORD if replies and replies[0].negative else CUT
 
     def _answered(self, kind: int, reply: Reply) -> None:
         code = reply.code

@@ -18,7 +18,7 @@ from mailcache.wire.commands import DATA as DATA_COMMAND
 from mailcache.wire.commands import bdat
 from mailcache.wire.content import TERMINATOR
 from mailcache.wire.replies import Reply
-from mailcache.wire.transaction import DONE, LAST, Transaction
+from mailcache.wire.transaction import CONTRADICTION, DONE, LAST, Transaction
 
 MAX_CONTENT = 65_536
 """Bytes of content: what fits a server's socket buffer, so that no reply waits for it to be read."""
@@ -129,6 +129,8 @@ class OneFlight(Transaction):
         if reply.code == 503 and self._mail_refused is None:
             self._out_of_step = reply
         super()._rcpt(reply)
+        if self._contradicted:
+            self.surplus()
 
     def _last(self, reply: Reply) -> None:
         code = reply.code
@@ -138,11 +140,10 @@ class OneFlight(Transaction):
         elif code < 300 and self._undecided and not self._contradicted:
             self._out_of_step = None
             self._content_taken(reply)
-        elif code < 300 and self._contradicted:
+        elif self._contradicted and (code < 300 or self._out_of_step is None):
             # It was refused and accepted. Who has it nobody knows.
-            self.final = None
-            self.rejected.clear()
-            self._cut("the server took content after it had refused MAIL", reply)
+            self.surplus()
+            self._cut(CONTRADICTION, reply)
         elif 300 <= code < 400:
             self._unexpected("the content", reply)
         elif self._out_of_step is not None:

@@ -52,6 +52,10 @@ _TOO_MANY_RECIPIENTS = (None, (4, 5, 3))
 a full mailbox or disk."""
 
 
+CONTRADICTION = "the server has refused MAIL, and accepted a recipient"
+"""One of these replies was not meant for us: it was one too many, and all behind it are out of step."""
+
+
 class Transaction:
     """The state of one message's transaction; see the module's text.
 
@@ -61,7 +65,8 @@ class Transaction:
     :param size: bytes for SIZE, where the server offers it (RFC 1870).
     :param eight_bit: whether the content is declared as 8BITMIME; only where the server offers it.
     :param rset_due: RSET goes first, since the last transaction on this session did not end cleanly.
-    :param reused: the session carried a message before: a 503 to MAIL then means that it is out of step.
+    :param reused: the session carried a message before: a 503 to MAIL then means that it is out of step, and any other
+        refusal of MAIL counts when that of RCPT confirms it.
     :param lmtp: one reply for each accepted recipient after the content (RFC 2033 4.2).
     """
 
@@ -224,7 +229,9 @@ class Transaction:
             self._unexpected("MAIL", reply)
         else:
             self._mail_refused = reply
-            self._refuse_all(self._recipients, reply)
+            if not (self._reused and self._pipelining):
+                self._refuse_all(self._recipients, reply)
+            # Else it may have been said into an idle session, a moment before MAIL came: the reply to RCPT shows it.
             if not self._pipelining:
                 self.step = DONE
 
@@ -237,10 +244,15 @@ class Transaction:
                 self._taken_at_rcpt.append(recipient)
             else:
                 self._contradicted = True
+                if self._reused:
+                    self.surplus()
         elif code == 421 or code < 400:
             self._unexpected("RCPT", reply)
             return
-        elif self._mail_refused is None:
+        elif self._mail_refused is not None:
+            if not self._contradicted:
+                self._refuse_all(self._recipients, self._mail_refused)
+        else:
             self.rejected[recipient] = reply
             if code == 452 and self._taken_at_rcpt and reply.enhanced in _TOO_MANY_RECIPIENTS:
                 self.excess.append(recipient)
@@ -253,12 +265,11 @@ class Transaction:
 
     def _data(self, reply: Reply) -> None:
         code = reply.code
-        if code == 354:
-            if self._contradicted:
-                # The server would deliver what it has refused: it must see no end of content.
-                self._cut("the server wants content after it has refused MAIL", reply)
-            else:
-                self.step = CONTENT if self.accepted else EMPTY
+        if self._contradicted and (code == 354 or self._reused):
+            # Whatever this is the reply to: the server must see no end of content.
+            self._cut(CONTRADICTION, reply)
+        elif code == 354:
+            self.step = CONTENT if self.accepted else EMPTY
         elif code == 421 or code < 400:
             self._unexpected("DATA", reply)
         else:

@@ -280,9 +280,12 @@ class OrderTests(RelayCase):
         self.assertEqual(self.opener.cut and self.opener.cut.reason, "unsolicited")
 
     async def test_refusal_in_content(self) -> None:
-        """It is handed on, and the session is not kept."""
-        await self.content_with(b"552 too big\r\n")
+        """It is handed on, and the server has no end of the content: nobody would believe what it says then."""
+        before = await self.content_with(b"552 too big\r\n")
+        self.borrower.say(LINE + b".\r\n")
+        await self.until(lambda: self.borrower.lost and self.server.lost)
         self.assertTrue(self.borrower.last.endswith(b"552 too big\r\n"))
+        self.assertEqual(self.server.received, before)
         self.assertFalse(self.relay.settled(self.borrower.written, self.borrower.received))
 
     async def test_counts(self) -> None:

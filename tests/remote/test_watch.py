@@ -8,7 +8,7 @@ from itertools import pairwise
 import attrs
 from twisted.trial.unittest import SynchronousTestCase
 
-from mailcache.remote.watch import CUT, HOLD, MAX_COMMAND, PASS, Watch
+from mailcache.remote.watch import CUT, HOLD, LAST_WORD, MAX_COMMAND, PASS, Watch
 
 CLEAN, OWED, OPEN, SPOILED = "clean", "owed", "open", "spoiled"
 """How it stands: at a clean place; the server is to speak; the borrower is to go on; not to be kept any more."""
@@ -145,10 +145,10 @@ CASES = {
     "more behind the end of content": Case((*began(), said(BODY + b".\r\n" + MAIL), heard(OK + OK)), rset_due=True,
                                            transactions=2),
     "early refusal": Case(
-        (*began(), said(BODY, OPEN), heard(NO, SPOILED, PASS)), rset_due=True, why="before the end of content"
+        (*began(), said(BODY, OPEN), heard(NO, SPOILED, LAST_WORD)), rset_due=True, why="before the end of content"
     ),
     "early refusal of two lines": Case(
-        (*began(), heard(b"552-too\r\n552 big\r\n", SPOILED, PASS)), rset_due=True, why="before the end of content"
+        (*began(), heard(b"552-too\r\n552 big\r\n", SPOILED, LAST_WORD)), rset_due=True, why="before the end of content"
     ),
     "early success": Case(
         (*began(), said(BODY, OPEN), heard(OK, SPOILED, CUT)), rset_due=True, why="before the end of content"
@@ -161,7 +161,7 @@ CASES = {
         why="bytes of a reply came before the end of content",
     ),
     "half a refusal, then the rest of it": Case(
-        (*began(), heard(b"55", OPEN, HOLD), said(BODY, OPEN), heard(b"0 no\r\n", SPOILED, PASS)),
+        (*began(), heard(b"55", OPEN, HOLD), said(BODY, OPEN), heard(b"0 no\r\n", SPOILED, LAST_WORD)),
         rset_due=True,
         why="before the end of content",
     ),
@@ -170,7 +170,9 @@ CASES = {
     ),
     "421": Case((said(MAIL), heard(b"421 closing\r\n", SPOILED)), why="421"),
     "421 to the content": Case((*began(), said(b".\r\n"), heard(b"421 bye\r\n", SPOILED)), rset_due=True, why="421"),
-    "421 in content": Case((*began(), heard(b"421 closing\r\n", SPOILED)), rset_due=True, why="end of content"),
+    "421 in content": Case(
+        (*began(), heard(b"421 closing\r\n", SPOILED, LAST_WORD)), rset_due=True, why="end of content"
+    ),
     "421 out of nothing": Case((heard(b"421 idle\r\n", SPOILED),), transactions=0, why="not asked for"),
     "unsolicited": Case((heard(OK, SPOILED),), transactions=0, why="not asked for"),
     "half of it": Case((heard(b"2", SPOILED),), transactions=0, why="not asked for"),
@@ -206,8 +208,8 @@ CASES = {
         (said(MAIL + RCPT + b"BDAT 4 LAST\r\nab"), heard(OK * 2, OWED), heard(b"250 o", OWED, HOLD)), rset_due=True
     ),
     "BDAT LAST, refused before it is here": Case(
-        (said(MAIL + RCPT + b"BDAT 4 LAST\r\nab"), heard(OK * 2, OWED), heard(NO, SPOILED)), rset_due=True,
-        why="before the end",
+        (said(MAIL + RCPT + b"BDAT 4 LAST\r\nab"), heard(OK * 2, OWED), heard(NO, SPOILED, LAST_WORD)),
+        rset_due=True, why="before the end",
     ),
     "BDAT, not all of its bytes": Case(
         (said(MAIL + RCPT + b"BDAT 10\r\n123"), heard(OK * 3, OPEN), said(b"4567890", CLEAN)), rset_due=True

@@ -132,8 +132,17 @@ class RepliesTests(SynchronousTestCase):
         self.check((503, 503, 503, 503), DONE, False, reused=False, rejected={ONE: 503, TWO: 503})
 
     def test_a_refusal_of_all_is_a_verdict_whatever_comes_then(self) -> None:
-        for codes in ((550,), (550, 503), (550, 503, 503), (250, 550, 550)):
+        for codes in ((550, 503), (550, 503, 503), (250, 550, 550)):
             self.check(codes, WAITING, False, decided=True, undecided=[])
+        self.check((550,), WAITING, False, reused=False, decided=True, undecided=[])
+
+    def test_a_refusal_on_a_kept_session_may_be_of_no_command(self) -> None:
+        """The server may have said it before MAIL came; what it says to RCPT shows whether it was to MAIL."""
+        everybody = {"accepted": [], "rejected": {}, "undecided": [ONE, TWO], "decided": False}
+        for codes in ((550,), (550, 250), (550, 250, 250), (451, 250, 250)):
+            self.check(codes, WAITING, True, **everybody)
+        for last in (250, 451, 554):
+            self.check((550, 250, 250, last), CUT, True, **everybody)
 
     def test_nothing_more_comes(self) -> None:
         for codes in ((), (250,), (250, 250), (250, 250, 250)):
@@ -169,7 +178,7 @@ class RepliesTests(SynchronousTestCase):
             self.check((first, 250, 503, 250), CUT, True, accepted=[], rejected={}, undecided=[ONE, TWO])
         self.check((503, 250, 503), WAITING, True)
         self.check((503, 250, 503, 554), CUT, False, decided=False)
-        self.check((550, 250, 503, 554), DONE, False, rejected={ONE: 550, TWO: 550}, final=550)
+        self.check((550, 250, 503, 554), CUT, True, accepted=[], rejected={}, undecided=[ONE, TWO])
 
     def test_a_reply_to_an_address_where_the_contents_is_due(self) -> None:
         """One reply was too many, and all behind it were counted for others: who is accepted nobody knows."""

@@ -177,12 +177,15 @@ ROWS: tuple[tuple[tuple[int, ...], Ends], ...] = (
     ((250, 250, 250, 421), Ends(CUT, (ONE, TWO), decided=False, keeps=False)),
     ((250, 250, 250, 354, 421), Ends(CUT, (), {ONE: 421, TWO: 421}, keeps=False)),
     # What was decided before stays decided.
-    ((550, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
+    ((550, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True, reused=False)),
+    ((550, 421), Ends(CUT, (), {}, decided=False, keeps=False, pipelined_only=True, reused=True)),
     ((550, 503, 503, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
     ((250, 550, 550, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
     # Codes out of place: the session is out of step (rule R2), and who was refused may not have been meant.
-    ((550, 354), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
-    ((550, 250, 250, 250), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
+    ((550, 354), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True, reused=False)),
+    ((550, 354), Ends(CUT, (), {}, decided=False, keeps=False, pipelined_only=True, reused=True)),
+    ((550, 250, 250, 250), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True, reused=False)),
+    ((550, 250, 250, 250), Ends(CUT, (), {}, decided=False, keeps=False, pipelined_only=True, reused=True)),
     ((250, 550, 550, 250), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
     ((251,), Ends(CUT, decided=False, keeps=False)),
     ((220,), Ends(CUT, decided=False, keeps=False)),
@@ -205,7 +208,8 @@ ROWS: tuple[tuple[tuple[int, ...], Ends], ...] = (
     ((250, 250, 250, 354, 300), Ends(CUT, decided=False, keeps=False)),
     ((250, 250, 250, 354, 399), Ends(CUT, decided=False, keeps=False)),
     ((250, 250, 250, 354, 400), Ends(DONE, (), {ONE: 400, TWO: 400})),
-    ((550, 399), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
+    ((550, 399), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True, reused=False)),
+    ((550, 399), Ends(CUT, (), {}, decided=False, keeps=False, pipelined_only=True, reused=True)),
     ((550, 550, 550, 399), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
     ((550, 550, 550, 354, 299), Ends(DONE, (), BOTH, pipelined_only=True)),
     ((550, 550, 550, 354, 300), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
@@ -217,9 +221,14 @@ ROWS: tuple[tuple[tuple[int, ...], Ends], ...] = (
     ((550, 503, 503, 354, 503), Ends(DONE, (), BOTH, pipelined_only=True)),
     ((550, 550, 550, 354, 421), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
     ((550, 550, 550, 354, 354), Ends(CUT, (), BOTH, decided=False, keeps=False, pipelined_only=True)),
-    ((550, 250, 550, 354), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
-    ((550, 250, 250, 354), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True)),
-    ((550, 250, 250, 503), Ends(DONE, (), BOTH, pipelined_only=True)),
+    ((550, 250, 550, 354), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True, reused=False)),
+    ((550, 250, 250, 354), Ends(CUT, (), BOTH, keeps=False, pipelined_only=True, reused=False)),
+    ((550, 250, 250, 503), Ends(DONE, (), BOTH, pipelined_only=True, reused=False)),
+    # On a session that was kept the refusal may have been said before MAIL came: it is no verdict.
+    ((550, 250, 550, 354), Ends(CUT, (), {}, decided=False, keeps=False, pipelined_only=True, reused=True)),
+    ((550, 250, 250, 354), Ends(CUT, (), {}, decided=False, keeps=False, pipelined_only=True, reused=True)),
+    ((550, 250, 250, 503), Ends(CUT, (), {}, decided=False, keeps=False, pipelined_only=True, reused=True)),
+    ((550, 250, 250, 550), Ends(CUT, (), {}, decided=False, keeps=False, pipelined_only=True, reused=True)),
 )  # fmt: skip
 
 LMTP_ROWS: tuple[tuple[tuple[int, ...], Ends], ...] = (
