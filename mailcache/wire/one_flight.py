@@ -6,9 +6,10 @@ all recipients; and 503 to MAIL on a session that has carried a message, or to R
 server and client are out of step. The replies that are still owed are read then: if the content is refused as well
 the message was not taken, and if it is accepted nobody can know what was.
 
-A reply too many shifts all that come behind it, to recipients that they were not for. It shows in two ways, and either
-leaves doubt about everybody: by the reply that is left over in the end, and by one to an address where that to the
-content is due.
+A reply too many shifts all that come behind it, to recipients that they were not for. It shows in three ways, each of
+which leaves doubt about everybody: by the reply that is left over in the end, by one to an address where that to the
+content is due, and by a recipient accepted behind a MAIL refused. So a refusal of MAIL on a session that was kept
+counts only when a recipient is refused behind it.
 """
 
 from __future__ import annotations
