@@ -72,11 +72,13 @@ class Conservation(PostalCase):
         with open(f"{self.folder}/keeper.toml", "w") as file:
             file.write("[timeouts]\n" + "".join(f"{name} = {getattr(SHORT, name)}\n" for name in SHORT.__slots__[:13]))
         self.configuration_path = file.name
-        while self.begun < self.deliveries:
-            self.left = min(ROUND, self.deliveries - self.begun)
-            await self.round()
-        for (point, _), times in chaos.struck.items():
-            self.faults[point] += times
+        try:
+            while self.begun < self.deliveries:
+                self.left = min(ROUND, self.deliveries - self.begun)
+                await self.round()
+        finally:
+            for (point, _), times in chaos.struck.items():
+                self.faults[point] += times
 
     async def round(self) -> None:
         self.keeper_process = await self.begin("--config", self.configuration_path)

@@ -49,13 +49,19 @@ def told_by(outcome: object) -> dict[str, Any]:
     :raises TypeError: for an exception that no caller should ever see.
     """
     if isinstance(outcome, DeliveryResult):
-        return {"outcome": "result", "accepted": list(outcome.accepted), "rejected": list(outcome.rejected)}
+        return {
+            "outcome": "result",
+            "accepted": list(outcome.accepted),
+            "rejected": list(outcome.rejected),
+            "reply": str(outcome.reply),
+        }
     if isinstance(outcome, UncertainDelivery):
         return {
             "outcome": "uncertain",
             "accepted": list(outcome.accepted),
             "rejected": list(outcome.rejected),
             "undecided": list(outcome.undecided),
+            "detail": str(outcome),
         }
     if isinstance(outcome, DeliveryError):
         return {"outcome": "error", "phase": outcome.phase, "detail": str(outcome)}
@@ -163,7 +169,8 @@ class Ledger:
             self.lies += 1
         elif word == "accepted" and times == 0:
             self.losses += 1
-        self.wrong.append(f"{label}: {recipient} was told {word}, and taken {times} times")
+        said = self._reports[label].get("reply") or self._reports[label].get("detail") or "nothing more"
+        self.wrong.append(f"{label}: {recipient} was told {word}, and taken {times} times; what was said is {said!r}")
 
     # -- what is shown
 
