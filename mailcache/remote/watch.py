@@ -138,13 +138,12 @@ class Watch:
         replies = self._parser.feed(data)
         if self._in_content:
             return self._early(replies)
-        for reply in replies:
+        for number, reply in enumerate(replies):
             if not self._owed:
                 self._spoil("a reply that was not asked for")
                 break
             if self._chunk and self._owed[0] == _LAST:
-                self._spoil("a reply came before the end of content")
-                return LAST_WORD if reply.negative else CUT
+                return self._early(replies[number:])
             self._answered(self._owed.popleft(), reply)
         if self._parser.error is not None:
             self._spoil("what came is no reply")
@@ -155,12 +154,12 @@ class Watch:
         return PASS
 
     def _early(self, replies: list[Reply]) -> str:
-        """A refusal may come before the end of content, which the server must not see then; anything else would be
+        """Refusals may come before the end of content, which the server must not see then; anything else would be
         taken for the reply to that."""
         if self._parser.error is None and not replies:
             return HOLD
         self._spoil("a reply came before the end of content")
-        return LAST_WORD if replies and replies[0].negative else CUT
+        return LAST_WORD if replies and all(reply.negative for reply in replies) else CUT
 
     def _answered(self, kind: int, reply: Reply) -> None:
         code = reply.code

@@ -2,9 +2,9 @@
 
 It saves a round trip, and no 354 guards it: when the first reply is read the whole message is on its way. So whatever
 breaks off leaves doubt, with these exceptions: 421 to MAIL or RCPT, after which a server reads no more; a refusal of
-all recipients; and 503 to MAIL on a session that has carried a message, or to RCPT, while nobody was accepted, where
-server and client are out of step. The replies that are still owed are read then: if the content is refused as well
-the message was not taken, and if it is accepted nobody can know what was.
+all recipients; and 503 to MAIL on a session that has carried a message, or to RCPT, where server and client are out of
+step, when all recipients are refused as well. The replies that are still owed are read then: if the content is refused
+too the message was not taken, and if it is accepted nobody can know what was.
 
 A reply too many shifts all that come behind it, to recipients that they were not for. It shows in three ways, each of
 which leaves doubt about everybody: by the reply that is left over in the end, by one to an address where that to the
@@ -101,7 +101,7 @@ class OneFlight(Transaction):
     def doubtful(self) -> bool:
         if not self.content_written or self._closing or self._content_refused:
             return False
-        return self._out_of_step is None or bool(self._undecided) or self._contradicted
+        return self._out_of_step is None or len(self.rejected) < len(self._recipients)
 
     @property
     def undecided(self) -> tuple[str, ...]:
@@ -141,7 +141,7 @@ class OneFlight(Transaction):
         elif code < 300 and self._undecided and not self._contradicted:
             self._out_of_step = None
             self._content_taken(reply)
-        elif self._contradicted and (code < 300 or self._out_of_step is None):
+        elif self._contradicted and (code < 300 or (self._reused and self._out_of_step is None)):
             # It was refused and accepted. Who has it nobody knows.
             self.surplus()
             self._cut(CONTRADICTION, reply)
@@ -167,7 +167,9 @@ class OneFlight(Transaction):
 
     def _content_turned_down(self, reply: Reply) -> None:
         self._content_refused = self._content_answered = True
-        if self._undecided:
+        if self._contradicted and self._mail_refused is not None:
+            self._refuse_all(self._recipients, self._mail_refused)
+        elif self._undecided:
             self._refuse_all(self._undecided, reply)
             self._undecided = []
         if reply.code == 421:

@@ -147,6 +147,10 @@ CASES = {
     "early refusal": Case(
         (*began(), said(BODY, OPEN), heard(NO, SPOILED, LAST_WORD)), rset_due=True, why="before the end of content"
     ),
+    "early refusals, as many as there are recipients": Case(
+        (*began(2), said(BODY, OPEN), heard(NO + NO, SPOILED, LAST_WORD)), lmtp=True, rset_due=True,
+        why="before the end of content",
+    ),
     "early refusal of two lines": Case(
         (*began(), heard(b"552-too\r\n552 big\r\n", SPOILED, LAST_WORD)), rset_due=True, why="before the end of content"
     ),
@@ -326,6 +330,14 @@ class LeaseTests(SynchronousTestCase):
             watch = self.watch(said(MAIL + RCPT + DATA))
             self.assertEqual(watch.received(OK + OK + GO + more), PASS)
             self.assertIsNotNone(watch.spoiled)
+
+    def test_success_behind_a_refusal_before_the_end_of_content(self) -> None:
+        """A borrower that has written the end would count it for the second recipient; no server sees that end."""
+        watch = Watch(True)
+        watch.sent(MAIL + RCPT * 2 + DATA)
+        watch.received(OK * 3 + GO)
+        watch.sent(BODY)
+        self.assertEqual(watch.received(NO + OK), CUT)
 
     def test_what_was_half_said_before_the_go_ahead(self) -> None:
         """It is a piece of the content that only the server knows: never settled again."""

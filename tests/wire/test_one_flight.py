@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -159,13 +160,17 @@ class RepliesTests(SynchronousTestCase):
 
     def test_out_of_step_and_nobody_was_accepted(self) -> None:
         """As if cut before the content; what is owed is read, if it comes."""
-        self.check((503,), WAITING, False, decided=False)
-        self.check((503, 503, 503), WAITING, False, decided=False)
+        for codes in ((503, 503), (503, 503, 503), (250, 503, 503)):
+            self.check(codes, WAITING, False, decided=False)
         for last in (503, 554, 250):
             self.check((503, 503, 503, last), CUT, False, decided=False)
-        self.check((250, 503, 503), WAITING, False, decided=False)
         for last in (503, 250):
             self.check((250, 503, 503, last), CUT, False, decided=False)
+
+    def test_out_of_step_and_somebody_may_be_accepted(self) -> None:
+        """The 503 may have been said before MAIL came; and the next recipient may be accepted."""
+        self.check((503,), WAITING, True, undecided=[ONE, TWO])
+        self.check((250, 503), WAITING, True, rejected={ONE: 503}, undecided=[TWO])
 
     def test_out_of_step_and_somebody_was_accepted(self) -> None:
         self.check((250, 250, 503), WAITING, True, undecided=[ONE])
@@ -179,6 +184,13 @@ class RepliesTests(SynchronousTestCase):
         self.check((503, 250, 503), WAITING, True)
         self.check((503, 250, 503, 554), CUT, False, decided=False)
         self.check((550, 250, 503, 554), CUT, True, accepted=[], rejected={}, undecided=[ONE, TWO])
+
+    def test_on_a_fresh_session_a_refusal_of_mail_and_of_the_content_is_one(self) -> None:
+        """There was no time at which the server could have said the first of them to nobody."""
+        both = {ONE: 550, TWO: 550}
+        self.check((550, 250, 503, 554), DONE, False, reused=False, accepted=[], rejected=both, final=550)
+        self.check((550, 250), WAITING, True, reused=False, rejected={}, undecided=[ONE, TWO])
+        self.check((550, 250, 250, 250), CUT, True, reused=False, rejected={}, undecided=[ONE, TWO])
 
     def test_a_reply_to_an_address_where_the_contents_is_due(self) -> None:
         """One reply was too many, and all behind it were counted for others: who is accepted nobody knows."""
@@ -199,3 +211,49 @@ class RepliesTests(SynchronousTestCase):
     def test_replies_that_are_none_of_these(self) -> None:
         for codes in ((354,), (220,), (250, 354), (250, 250, 220), (250, 250, 250, 354), (250, 550, 450, 354)):
             self.check(codes, CUT, True)
+
+
+class RefusalsOfNothingTests(SynchronousTestCase):
+    """Every conversation of an honest server, with a refusal in front that it has said before the message came."""
+
+    REFUSALS = (Reply.make(550, "5.7.1 go away"), Reply.make(451, "4.3.2 not now"))
+    TO_MAIL = (Reply.make(250, "2.1.0 ok"), *REFUSALS, Reply.make(503, "5.5.1 bad sequence"))
+    TO_RCPT = (Reply.make(250, "2.1.5 ok"), Reply.make(550, "5.1.1 unknown"), Reply.make(554, "5.7.1 policy"))
+    TO_CONTENT = (Reply.make(250, "2.0.0 queued"), Reply.make(554, "5.6.0 no"))
+    OUT_OF_SEQUENCE = Reply.make(503, "5.5.1 bad sequence")
+
+    def conversations(self) -> Iterator[tuple[list[Reply], set[str]]]:
+        """What a server says to the message, and for whom it takes it."""
+        for mail, one, two, last in itertools.product(self.TO_MAIL, self.TO_RCPT, self.TO_RCPT, self.TO_CONTENT):
+            if mail.negative:
+                one = two = self.OUT_OF_SEQUENCE
+            accepted = {who for who, reply in ((ONE, one), (TWO, two)) if not reply.negative}
+            said = last if accepted else self.OUT_OF_SEQUENCE
+            yield [mail, one, two, said], set() if said.negative else accepted
+
+    def told(self, replies: list[Reply], together: bool) -> tuple[set[str], set[str]]:
+        """Of whom it is told that they have it, and that they do not, if these replies come and then the end."""
+        ours = begin()
+        for read in [replies] if together else [[reply] for reply in replies]:
+            if ours.step != WAITING:
+                break
+            owed = read[: 4 - ours._answered]
+            ours.replies(owed)
+            if owed != read and ours.step != CUT:
+                ours.surplus()
+        if ours.decided or ours.doubtful:
+            return set(ours.accepted), set(ours.rejected)
+        return set(), {ONE, TWO}
+
+    def test_nobody_is_told_to_be_without_it_who_may_have_it(self) -> None:
+        tried = 0
+        for said, taken in self.conversations():
+            for front in ([], *([refusal] for refusal in self.REFUSALS)):
+                whole = front + said
+                for cut, together in itertools.product(range(len(whole) + 1), (False, True)):
+                    accepted, rejected = self.told(whole[:cut], together)
+                    about = f"{[str(reply) for reply in whole[:cut]]} of {len(whole)}, {together}"
+                    self.assertEqual(rejected & taken, set(), about)
+                    self.assertLessEqual(accepted, taken, about)
+                    tried += 1
+        self.assertGreater(tried, 2_000)
