@@ -38,6 +38,9 @@ from mailcache.tls import Contexts, TLSLayer
 from mailcache.trust.evidence import Evidence, TLSClass
 
 PORT = 2525
+BEHIND_REFUSED_RSET = "MAIL in a transaction"
+"""The one violation there may be: where a server refuses RSET, MAIL was pipelined with it, and so was RCPT, which then
+belongs to the old transaction. No content follows; if it did, a message would come with another's recipients."""
 SMALL = b"Subject: hello\r\n\r\nThis is small.\r\n"
 LARGE = b"Subject: hello\r\n\r\n" + b"This is one line of many that make a large message.\r\n" * 20_000
 CREDENTIALS = Credentials("user", "correct horse")

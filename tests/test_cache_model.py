@@ -13,7 +13,8 @@ from mailcache import Limits
 from mailcache.testing.faults import Fault
 from tests.cache_worlds.machine import LIMITS, SETTINGS, CacheMachine
 from tests.cache_worlds.servers import HASTY, PLAIN, TIMEOUTS
-from tests.cache_worlds.world import BEHIND_REFUSED_RSET, World
+from tests.cache_worlds.world import World
+from tests.helpers import BEHIND_REFUSED_RSET
 
 EXAMPLES = 150
 

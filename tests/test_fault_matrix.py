@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from mailcache import Timeouts
 from mailcache.testing import Fault
-from tests.helpers import CREDENTIALS, LARGE, SMALL, Bed, verdict_of
+from tests.helpers import BEHIND_REFUSED_RSET, CREDENTIALS, LARGE, SMALL, Bed, verdict_of
 
 MATRIX = Path(__file__).with_name("fault_matrix.tsv")
 SHORT = Timeouts(connect=30, greeting=60, ehlo=60, starttls=60, auth=60, mail=60, rcpt=60, data=60, content=60, dot=600)
@@ -92,7 +92,7 @@ class MatrixCase(SynchronousTestCase):
         bed.reactor.run_for(700)
         self.assertEqual(bed.server.open_count, 0)
         # Behind a RSET that the server refuses comes the MAIL that was pipelined with it.
-        refused_rset = {"connection 1: MAIL in a transaction"} if self.refuses_rset else set()
+        refused_rset = {f"connection 1: {BEHIND_REFUSED_RSET}"} if self.refuses_rset else set()
         self.assertEqual(set(bed.server.violations), refused_rset)
         self.assertEqual(bed.reactor.getDelayedCalls(), [])
 

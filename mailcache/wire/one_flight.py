@@ -143,7 +143,6 @@ class OneFlight(Transaction):
             self._content_taken(reply)
         elif self._contradicted and (code < 300 or (self._reused and self._out_of_step is None)):
             # It was refused and accepted. Who has it nobody knows.
-            self.surplus()
             self._cut(CONTRADICTION, reply)
         elif 300 <= code < 400:
             self._unexpected("the content", reply)

@@ -24,11 +24,7 @@ from mailcache.testing import MemoryReactor
 from tests.cache_worlds.books import Birth, Book, WatchedMemory
 from tests.cache_worlds.callers import Call, Holding, Message, nothing
 from tests.cache_worlds.servers import ENDPOINTS, LATE, LONGEST, ROUTES, TIMEOUTS, destinations, make_servers
-from tests.helpers import TableRouter, Unseekable
-
-BEHIND_REFUSED_RSET = "MAIL in a transaction"
-"""The one violation there may be: where a server refuses RSET, MAIL was pipelined with it, and so was RCPT, which then
-belongs to the old transaction. No content follows; if it did, a message would come with another's recipients."""
+from tests.helpers import BEHIND_REFUSED_RSET, TableRouter, Unseekable
 
 
 class World:
@@ -216,7 +212,8 @@ class World:
             self._check_stream(where, record, stream)
         elif point == "rcpt":
             name, _, label = argument.partition("@")[0].partition(".")
-            if self._under_way.get(where) != label and BEHIND_REFUSED_RSET not in self.violations_of(endpoint, record):
+            refused_rset = f"connection {record.number}: {BEHIND_REFUSED_RSET}" in self.servers[endpoint].violations
+            if self._under_way.get(where) != label and not refused_rset:
                 self.complain(f"a recipient of {label} in the transaction of {self._under_way.get(where)}")
             if name.startswith("no"):
                 return b"550 5.1.1 nobody of that name"
@@ -224,11 +221,6 @@ class World:
         if trap is not None:
             trap()
         return None
-
-    def violations_of(self, endpoint: Endpoint, record: Any) -> set[str]:
-        """What the client of a connection has done against the protocol."""
-        told = (each.partition(": ") for each in self.servers[endpoint].violations)
-        return {what for who, _, what in told if who == f"connection {record.number}"}
 
     def _check_stream(self, where: tuple[str, int], record: Any, stream: str) -> None:
         streams = self._streams.setdefault(where, set())

@@ -22,6 +22,7 @@ from twisted.internet.defer import CancelledError
 from mailcache import DeliveryError, DeliveryResult, UncertainDelivery
 from mailcache.testing import Message, SMTPServer
 from mailcache.testing.faults import REFUSING
+from tests.helpers import BEHIND_REFUSED_RSET
 from tests.nightly.figures import Report
 from tests.nightly.letters import label_of, letter
 
@@ -35,7 +36,7 @@ ALLOWED = {
 }
 """How often a letter may be at servers for a recipient of whom this was told."""
 
-PARDONED = {"rset": "MAIL in a transaction", "idle": "clear text where TLS should begin"}
+PARDONED = {"rset": BEHIND_REFUSED_RSET, "idle": "clear text where TLS should begin"}
 """What follows where a server refuses RSET, MAIL being pipelined with that, or says on its own in the middle of an
 opening that it does not want to go on: that is read as the reply to STARTTLS, and QUIT is the answer."""
 
